@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs the tests, after the set-up where it is still to do: bash tests/run.sh [pytest arguments]
+# Paths among the arguments count from the repository root.
+set -euo pipefail
+
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+bash tools/setup_env.sh
+exec .venv/bin/python -m pytest "$@"

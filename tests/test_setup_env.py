@@ -1,0 +1,329 @@
+"""tools/setup_env.sh, run in a copy of the repository with a stand-in for pip: no network, no compiling."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+TOOLS = 'awk bash cat cksum dirname env flock grep mkdir nproc rm sh sleep tail'.split()
+
+# Leaves behind what an installation would, and a line for each call.
+FAKE_PIP = """
+import os, re, sys
+from pathlib import Path
+
+args = sys.argv[1:]
+if '--version' in args:
+    sys.exit()
+site = Path(__file__).resolve().parents[1]
+with open(os.environ['PIP_CALLS'], 'a') as calls:
+    requirements = [args[i + 1] for i, arg in enumerate(args) if arg == '--requirement']
+    wanted = ' '.join([Path(path).read_text() for path in requirements] + args)
+    names = re.findall(r'([a-z-]+)==', re.sub('#.*', '', wanted))
+    words = [arg for arg in args if arg in ('cache', '--editable', '--force-reinstall')]
+    calls.write(' '.join(words + names) + '\\n')
+
+def leave(path, text=''):
+    (site / path).parent.mkdir(parents=True, exist_ok=True)
+    (site / path).write_text(text)
+
+if os.environ.get('PIP_FAILS', 'nothing') in names:
+    sys.exit(f'no network for {names}')
+if 'setuptools' in names:
+    leave('setuptools/__init__.py')
+if 'torch' in names:
+    gpu = "os.environ.get('GPU') == '1' and os.environ.get('CUDA_VISIBLE_DEVICES') != ''"
+    leave('torch/__init__.py', 'import os\\nfrom . import cuda, version')
+    leave('torch/cuda.py', f'import os\\ndef is_available(): return {gpu}')
+    leave('torch/version.py', "cuda = '12.8'")
+    leave('torch/utils/cpp_extension.py', "import os\\nCUDA_HOME = os.environ.get('CUDA_HOME')")
+    leave('torchvision/__init__.py')
+if 'onedl-mmcv' in names and len(names) == 1:
+    leave('mmcv/__init__.py')
+    if '--force-reinstall' in args or os.environ.get('MMCV') != 'without ops':
+        leave('mmcv/_ext.py')
+        cuda = "'12.8'" if os.environ.get('GPU') == '1' else "'not available'"
+        leave('mmcv/ops.py', f'from . import _ext\\ndef get_compiling_cuda_version(): return {cuda}')
+if 'pytest' in names:
+    for library in ('mmdet', 'mmseg', 'mmpretrain'):
+        leave(f'{library}/__init__.py')
+if '--editable' in args:
+    leave('mmdat/__init__.py')
+    leave('__editable__.mmdat-0.1.0.pth')
+"""
+
+BUILD, TORCH, MMCV, OPENCV = (
+    'pip setuptools wheel ninja psutil',
+    'torch torchvision',
+    'onedl-mmcv',
+    '--force-reinstall opencv-python-headless',
+)
+
+
+class Checkout:
+    """A copy of what the script reads, and a PATH with only what the test puts there."""
+
+    def __init__(self, folder):
+        self.root = folder / 'a checkout'
+        self.bin = folder / 'bin'
+        self.calls = folder / 'calls'
+        self.env = {'PATH': str(self.bin), 'PIP_CALLS': str(self.calls), 'HOME': str(folder)}
+        for path in ('tools/setup_env.sh', 'requirements.txt', 'setup.cfg', 'setup.py'):
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPO / path, self.root / path)
+        self.bin.mkdir()
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+
+    def add_command(self, name, script):
+        path = self.bin / name
+        path.write_text(f'#!/bin/sh\n{script}\n')
+        path.chmod(0o755)
+
+    def add_python(self, name='python3.11', prelude='pass', venv=True):
+        """Adds a Python that runs `prelude` first; its venvs hold the stand-in for pip."""
+        fake_pip = self.bin.parent / 'fake_pip.py'
+        fake_pip.write_text(FAKE_PIP)
+        self.add_command(
+            name,
+            f"""case "$1" in
+            -) exec '{sys.executable}' -c "import sys; {prelude}; exec(sys.stdin.read())" ;;
+            -c) exec '{sys.executable}' -c "import sys; {prelude}; $2" ;;
+            -m) '{sys.executable}' -m venv --without-pip --clear "$4"
+                site=$(echo "$4"/lib/python3*/site-packages)
+                mkdir "$site/pip" && cat '{fake_pip}' >"$site/pip/__main__.py" ;;
+            *) exec '{sys.executable}' "$@" ;;
+            esac""",
+        )
+
+    def add_compiler(self):
+        self.add_command('c++', 'exit 0')
+
+    @property
+    def python(self):
+        return self.root / '.venv/bin/python'
+
+    @property
+    def site(self):
+        return next(self.root.glob('.venv/lib/python3*/site-packages'))
+
+    def start(self, **env):
+        return subprocess.Popen(
+            ['bash', self.root / 'tools/setup_env.sh'],
+            cwd='/',
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def set_up(self, **env):
+        """Calls the script; returns exit status, output, error output and the calls of pip."""
+        self.calls.write_text('')
+        process = self.start(**env)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err, self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)
+
+
+@pytest.fixture
+def ready(checkout):
+    """A checkout after the first call."""
+    checkout.add_python()
+    checkout.add_compiler()
+    status, _, err, _ = checkout.set_up()
+    assert (status, err) == (0, '')
+    return checkout
+
+
+def test_no_python(checkout):
+    status, out, err, _ = checkout.set_up()
+    assert (status, out) == (1, '')
+    assert err.count('\n') == 1
+    assert 'needs Python 3.10, 3.11 or 3.12 (found no python3 on PATH)' in err
+
+
+def test_unfit_pythons(checkout):
+    checkout.add_command('python3.12', 'exit 127')  # as a pyenv shim
+    checkout.add_python('python3.11', prelude="sys.modules['ensurepip'] = None")
+    checkout.add_python('python3', prelude='sys.version_info = (3, 13, 0)')
+    status, _, err, _ = checkout.set_up()
+    assert status == 1
+    assert err.count('\n') == 1
+    assert 'python3.11 has no venv module (Debian, Ubuntu: apt-get install python3.' in err
+    assert 'python3.12 does not run, python3 is Python 3.13' in err
+
+
+def test_named_python(checkout):
+    checkout.add_python('python3.11')
+    checkout.add_python('mine', prelude='sys.version_info = (3, 9, 0)')
+    status, _, err, _ = checkout.set_up(PYTHON='mine')
+    assert status == 1
+    assert 'mine is Python 3.9' in err
+
+
+def test_no_compiler(checkout):
+    checkout.add_python()
+    status, _, err, _ = checkout.set_up()
+    assert status == 1
+    assert err.count('\n') == 1
+    assert 'needs a C++ compiler, found no c++ on PATH' in err
+    assert not (checkout.root / '.venv').exists()
+
+
+def test_old_compiler(checkout):
+    checkout.add_python()
+    checkout.add_command('g++-4', 'exit 1')
+    status, _, err, _ = checkout.set_up(CXX='g++-4')
+    assert status == 1
+    assert 'g++-4 -std=c++17 does not compile' in err
+
+
+def test_no_headers(checkout):
+    checkout.add_python(prelude="import sysconfig; sysconfig.get_path = lambda name: '/nowhere'")
+    checkout.add_compiler()
+    status, _, err, _ = checkout.set_up()
+    assert status == 1
+    assert "needs Python's C headers" in err
+    assert '/nowhere/Python.h' in err
+
+
+def test_first_call_installs_step_by_step_and_the_second_is_quiet(checkout):
+    checkout.add_python()
+    checkout.add_compiler()
+    status, out, err, calls = checkout.set_up()
+    assert (status, err) == (0, '')
+    assert [line.split()[1] for line in out.splitlines()[1:-1]] == [f'[{i}/5]' for i in range(1, 6)]
+    assert calls[:4] == [BUILD, TORCH, MMCV, OPENCV]
+    assert 'onedl-mmdetection' in calls[4]
+    assert calls[5:] == ['--editable']
+
+    start = time.monotonic()
+    assert checkout.set_up() == (0, '', '', [])
+    assert time.monotonic() - start < 2
+
+
+def test_goes_on_after_a_failure(checkout):
+    checkout.add_python()
+    checkout.add_compiler()
+    status, _, err, calls = checkout.set_up(PIP_FAILS='onedl-mmcv')
+    assert status == 1
+    assert calls == [BUILD, TORCH, MMCV]
+    assert "no network for ['onedl-mmcv']" in err
+    assert 'calling this again goes on from here' in err
+
+    status, out, _, calls = checkout.set_up()
+    assert status == 0
+    assert calls[0] == MMCV
+    assert '[3/5]' in out.splitlines()[0]
+
+
+def test_mmcv_without_ops_is_reported_and_compiled_again(checkout):
+    checkout.add_python()
+    checkout.add_compiler()
+    status, out, _, calls = checkout.set_up(MMCV='without ops')
+    assert status == 0
+    assert "the mmcv installed here, or in pip's cache, has no ops that fit" in out
+    assert calls[2:6] == [MMCV, OPENCV, 'cache', '--force-reinstall onedl-mmcv']
+
+
+def test_uninstalled_ops_are_missed(ready):
+    (ready.site / 'mmcv/_ext.py').unlink()
+    status, out, _, calls = ready.set_up()
+    assert status == 0
+    assert '[3/5]' in out
+    assert calls == [MMCV, OPENCV]
+
+
+def test_new_pins_redo_their_step_and_those_after(ready):
+    requirements = ready.root / 'requirements.txt'
+    text = requirements.read_text()
+    requirements.write_text(text.replace('ruff==', 'ruff==1'))
+    status, _, _, calls = ready.set_up()
+    assert status == 0
+    assert len(calls) == 2
+    assert 'ruff' in calls[0]
+
+    requirements.write_text(text.replace('torch==', 'torch==1'))
+    assert ready.set_up()[3][:3] == [TORCH, MMCV, OPENCV]
+
+
+def test_gpu_without_cuda_compiler(checkout):
+    checkout.add_python()
+    checkout.add_compiler()
+    status, _, err, calls = checkout.set_up(GPU='1')
+    assert status == 1
+    assert calls == [BUILD, TORCH]
+    assert 'there is no CUDA compiler (nvcc), and this PyTorch needs that of CUDA 12.x' in err
+    assert 'MMDAT_CPU_ONLY=1' in err
+
+    cuda = checkout.bin.parent / 'cuda'
+    (cuda / 'bin').mkdir(parents=True)
+    nvcc = cuda / 'bin/nvcc'
+    nvcc.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n')
+    nvcc.chmod(0o755)
+    status, _, err, _ = checkout.set_up(GPU='1', CUDA_HOME=str(cuda))
+    assert status == 1
+    assert 'is of CUDA 13.0, while this PyTorch needs 12.x' in err
+
+    assert checkout.set_up(GPU='1', MMDAT_CPU_ONLY='1')[0] == 0
+    assert checkout.set_up(GPU='1') == (0, '', '', [])
+
+
+def test_broken_venv_is_made_anew(ready):
+    ready.python.unlink()
+    ready.python.symlink_to('/nowhere/python3')
+    status, out, _, calls = ready.set_up()
+    assert status == 0
+    assert f'making {ready.root}/.venv' in out
+    assert len(calls) == 6
+
+
+def test_venv_of_another_version_is_left_alone(checkout):
+    checkout.add_python()
+    checkout.add_compiler()
+    checkout.python.parent.mkdir(parents=True)
+    shutil.copy(checkout.bin / 'python3.11', checkout.python)
+    script = checkout.python.read_text().replace('pass', 'sys.version_info = (3, 13, 0)')
+    checkout.python.write_text(script)
+    status, _, err, _ = checkout.set_up()
+    assert status == 1
+    assert '.venv is Python 3.13' in err
+    assert checkout.python.read_text() == script
+
+
+def test_half_installed_package_is_installed_again(ready):
+    whole, cut, killed = (ready.site / f'{name}-1.0.dist-info' for name in ('whole', 'cut', 'killed'))
+    for info in (whole, cut, killed):
+        info.mkdir()
+    for info in (whole, cut):
+        (info / 'INSTALLER').write_text('pip')
+        (info / 'RECORD').write_text(f'{info.stem}.py,sha256=0,1\n{info.name}/RECORD,,\n')
+    (ready.site / 'whole-1.0.py').write_text('1')
+    (ready.root / '.venv/setup/mmdat.done').unlink()
+    status, out, _, _ = ready.set_up()
+    assert status == 0
+    assert 'cut-1.0 is only half installed' in out
+    assert 'killed-1.0 is only half installed' in out
+    assert whole.exists()
+    assert not cut.exists()
+    assert not killed.exists()
+
+
+def test_calls_at_the_same_time_take_turns(checkout):
+    checkout.add_python()
+    checkout.add_compiler()
+    processes = [checkout.start() for _ in range(2)]
+    outputs = sorted((process.communicate(timeout=120)[0] for process in processes), key=len)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == 'set-up: another set-up of this checkout is running; waiting for it\n'
+    assert len(checkout.calls.read_text().splitlines()) == 6
