@@ -1,0 +1,351 @@
+"""DAT, "Vision Transformer with Deformable Attention" (Xia et al., CVPR 2022)."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, islice
+
+import torch
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..checkpoint import load_pretrained
+from ..layers import MLP, DeformableAttention, Downsample, DropPath, WindowAttention
+
+# Table 1: C, blocks, heads and offset groups of the stages. Stages 1 and 2 are deformable, and so use
+# their offset groups, only in the ablation of Table 7.
+_COLUMNS = ('embed_dims', 'depths', 'num_heads', 'offset_groups')
+ARCHITECTURES = {
+    'tiny':  dict(zip(_COLUMNS, ( 96, (2, 2,  6, 2), (3, 6, 12, 24), (1, 2, 3, 6)))),
+    'small': dict(zip(_COLUMNS, ( 96, (2, 2, 18, 2), (3, 6, 12, 24), (1, 2, 3, 6)))),
+    'base':  dict(zip(_COLUMNS, (128, (2, 2, 18, 2), (4, 8, 16, 32), (1, 2, 4, 8)))),
+}  # fmt: skip
+ALIASES = {'t': 'tiny', 's': 'small', 'b': 'base'}
+
+NUM_STAGES = 4
+BLOCKS = {'L': 'local window', 'S': 'shifted window', 'D': 'deformable'}
+POSITION_BIASES = ('relative', 'fixed', 'dwconv', None)
+
+
+class DATBlock(nn.Module):
+    """Transformer block: attention and MLP, each with pre-norm and a residual (Equations 4 and 5)."""
+
+    def __init__(self, embed_dims: int, attn: nn.Module, mlp_ratio: float, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.mlp = MLP(embed_dims, int(mlp_ratio * embed_dims))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))  # Eq. (4)
+        x = x + self.drop_path(self.mlp(self.norm2(x)))  # Eq. (5)
+        return x
+
+
+class DATStage(nn.Module):
+    """Down-projection (but in the first stage) and the blocks at one resolution."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[DATBlock], with_cp: bool):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+@MODELS.register_module()
+class DAT(BaseModule):
+    """Deformable Attention Transformer of the CVPR'22 paper, as a backbone of feature pyramids.
+
+    The defaults are the paper's models. Their released weights are exact at `img_size`; at other sizes
+    windows are padded and the deformable bias tables are stretched over the map.
+
+    Args:
+        arch: `'tiny' | 'small' | 'base'` (or `'t' | 's' | 'b'`), or a dict with `embed_dims` (channels of
+            stage 1; they double from stage to stage), `depths`, `num_heads` and `offset_groups` (one
+            entry a stage).
+        img_size: Nominal side of the (square) images in pixels. It sizes the bias tables, not the
+            input: images of every size are accepted.
+        in_channels: Channels of the images.
+        block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local
+            window, `S` shifted window, `D` deformable (Table 7 varies them).
+        window_size: Side of the windows, 7 in the paper, 12 at 384 pixels.
+        mlp_ratio: Expansion of the MLPs.
+        key_strides: Down-sampling factor `r` from queries to keys in each stage (Section 3.2).
+            Checkpoints fit every stride.
+        offset_kernel_sizes: Kernels of the offset networks in each stage, odd.
+        offset_range: Largest offset `s` of a key in cells of the key grid (Figure 4); 0 switches
+            deformation off (Table 6).
+        pos_bias: Position bias of deformable attention, `'relative' | 'fixed' | 'dwconv' | None`
+            (Table 6).
+        overlap_patches: Overlapping convolutions as patch embedding and down-projections (DAT-T*,
+            Table 9).
+        drop_path_rate: Stochastic depth in [0, 1), rising linearly over the blocks. The paper trains
+            tiny, small and base with 0.2, 0.3 and 0.5 on ImageNet.
+        out_indices: Stages (0 to 3) whose maps are returned. Stages after the last are not built.
+        frozen_stages: -1 freezes nothing, 0 the patch embedding, `n` the first `n` stages as well.
+            Frozen parts stay in evaluation mode under `train()`.
+        with_cp: Activation checkpointing: recompute each block in the backward pass.
+        init_cfg: As in MMEngine. `dict(type='Pretrained', checkpoint=FILE)` also takes the authors'
+            classifier files, see `mmdat.checkpoint.load_pretrained`.
+
+    Raises:
+        ValueError: For settings that are unknown, out of range or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        img_size: int = 224,
+        in_channels: int = 3,
+        block_patterns: Sequence[str] = ('LS', 'LS', 'LD', 'LD'),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        key_strides: Sequence[int] = (1, 1, 1, 1),
+        offset_kernel_sizes: Sequence[int] = (9, 7, 5, 3),
+        offset_range: float = 2.0,
+        pos_bias: str | None = 'relative',
+        overlap_patches: bool = False,
+        drop_path_rate: float = 0.2,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
+        **unknown,
+    ):
+        if unknown:
+            raise ValueError(_describe_unknown('setting', unknown, _setting_names()))
+        arch = resolve_arch(arch)
+        check_settings(
+            arch,
+            img_size=img_size,
+            block_patterns=block_patterns,
+            window_size=window_size,
+            key_strides=key_strides,
+            offset_kernel_sizes=offset_kernel_sizes,
+            offset_range=offset_range,
+            pos_bias=pos_bias,
+            drop_path_rate=drop_path_rate,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+        )
+        super().__init__(init_cfg=init_cfg)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+
+        depths, num_heads = arch['depths'], arch['num_heads']
+        dims = [arch['embed_dims'] * 2**i for i in range(NUM_STAGES)]
+        last = max(sum(depths) - 1, 1)
+        drop_paths = iter([drop_path_rate * n / last for n in range(sum(depths))])
+
+        self.patch_embed = Downsample(in_channels, dims[0], 4, overlap_patches, bias=True)
+        self.stages = nn.ModuleList()
+        for i in range(self.out_indices[-1] + 1):
+            blocks = []
+            for letter in islice(cycle(block_patterns[i]), depths[i]):
+                if letter == 'D':
+                    attn = DeformableAttention(
+                        dims[i],
+                        num_heads[i],
+                        offset_groups=arch['offset_groups'][i],
+                        map_size=(-(-img_size // 2 ** (i + 2)),) * 2,
+                        key_stride=key_strides[i],
+                        kernel_size=offset_kernel_sizes[i],
+                        offset_range=offset_range,
+                        pos_bias=pos_bias,
+                    )
+                else:
+                    attn = WindowAttention(dims[i], num_heads[i], window_size, shifted=letter == 'S')
+                blocks.append(DATBlock(dims[i], attn, mlp_ratio, next(drop_paths)))
+            downsample = (
+                Downsample(dims[i - 1], dims[i], 2, overlap_patches, bias=False) if i else nn.Identity()
+            )
+            self.stages.append(DATStage(downsample, blocks, with_cp))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
+        self._freeze()
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Normalised maps of the stages in `out_indices`.
+
+        Args:
+            img: `(B, in_channels, H, W)`, any size.
+
+        Returns:
+            For each stage `i` a contiguous `(B, embed_dims * 2 ** i, ceil(H / s), ceil(W / s))` with the
+            stride `s = 4 * 2 ** i`.
+        """
+        x = self.patch_embed(img.permute(0, 2, 3, 1))  # (B, H, W, C)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(x)
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    @torch.no_grad()
+    def sampling_locations(self, img: Tensor) -> dict[str, Tensor]:
+        """Where each deformable attention samples its keys, to be looked at (Figure 6).
+
+        Args:
+            img: `(B, in_channels, H, W)`.
+
+        Returns:
+            By module name, such as `'stages.2.blocks.1.attn'`: `(B, G, H_k, W_k, 2)`, last dimension
+            `(y, x)`; -1 and +1 are the centres of the map's border pixels.
+        """
+        locations, hooks = {}, []
+        for name, module in self.named_modules():
+            if isinstance(module, DeformableAttention):
+
+                def record(module, args, name=name):
+                    locations[name] = module.sampling_locations(*args)
+
+                hooks.append(module.register_forward_pre_hook(record))
+        try:
+            self(img)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return locations
+
+    def init_weights(self):
+        """Initialise as `init_cfg` says. A pretrained file must fit, see `load_pretrained`."""
+        init_cfg = self.init_cfg
+        cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
+        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self):
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.stages[: self.frozen_stages]]
+        frozen += [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+
+
+def resolve_arch(arch: str | Mapping) -> dict:
+    """The row of Table 1 that `arch` names, or `arch` itself if it is a complete row.
+
+    Raises:
+        ValueError: If the name is unknown, or keys are missing or unknown.
+    """
+    if isinstance(arch, str):
+        name = ALIASES.get(arch, arch)
+        if name not in ARCHITECTURES:
+            raise ValueError(_describe_unknown('arch', [arch], [*ARCHITECTURES, *ALIASES]))
+        return ARCHITECTURES[name]
+    if unknown := arch.keys() - set(_COLUMNS):
+        raise ValueError(_describe_unknown('key of arch', unknown, _COLUMNS))
+    if missing := set(_COLUMNS) - arch.keys():
+        raise ValueError(f'arch lacks {sorted(missing)}, it needs {_COLUMNS}')
+    return dict(arch)
+
+
+def check_settings(arch: Mapping, **settings):
+    """Raises a `ValueError` that names the first value that is out of range."""
+
+    def require(ok: bool, what: str, **values):
+        if not ok:
+            raise ValueError(f'{what}, got ' + ', '.join(f'{k}={v!r}' for k, v in values.items()))
+
+    per_stage = {k: arch[k] for k in ('depths', 'num_heads', 'offset_groups')}
+    per_stage |= {k: settings[k] for k in ('block_patterns', 'key_strides', 'offset_kernel_sizes')}
+    for name, values in per_stage.items():
+        is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+        require(
+            is_sequence and len(values) == NUM_STAGES,
+            f'{name} needs one entry for each of the {NUM_STAGES} stages',
+            **{name: values},
+        )
+    for name in ('depths', 'num_heads', 'offset_groups', 'key_strides'):
+        positive = all(isinstance(n, int) and n > 0 for n in per_stage[name])
+        require(positive, f'{name} must be positive integers', **{name: per_stage[name]})
+    for name in ('img_size', 'window_size'):
+        value = settings[name]
+        positive = isinstance(value, int) and value > 0
+        require(positive, f'{name} must be a positive integer', **{name: value})
+
+    letters = set(BLOCKS)
+    for i, pattern in enumerate(settings['block_patterns']):
+        require(
+            bool(pattern) and set(pattern) <= letters,
+            f'block_patterns are made of {BLOCKS}',
+            stage=i,
+            pattern=pattern,
+        )
+        dims, num_heads = arch['embed_dims'] * 2**i, arch['num_heads'][i]
+        require(
+            dims % num_heads == 0,
+            'num_heads must divide the channels of its stage',
+            stage=i,
+            channels=dims,
+            num_heads=num_heads,
+        )
+        if 'D' in pattern:
+            groups = arch['offset_groups'][i]
+            require(
+                num_heads % groups == 0,
+                'offset_groups must divide the num_heads of its stage',
+                stage=i,
+                num_heads=num_heads,
+                offset_groups=groups,
+            )
+    kernel_sizes = settings['offset_kernel_sizes']
+    require(
+        all(k > 0 and k % 2 for k in kernel_sizes),
+        'offset_kernel_sizes must be odd',
+        offset_kernel_sizes=kernel_sizes,
+    )
+    offset_range = settings['offset_range']
+    require(offset_range >= 0, 'offset_range must not be negative', offset_range=offset_range)
+    pos_bias = settings['pos_bias']
+    require(pos_bias in POSITION_BIASES, f'pos_bias is one of {POSITION_BIASES}', pos_bias=pos_bias)
+    rate = settings['drop_path_rate']
+    require(0 <= rate < 1, 'drop_path_rate lies in [0, 1)', drop_path_rate=rate)
+    indices = list(settings['out_indices'])
+    require(
+        bool(indices) and indices == sorted(set(indices) & set(range(NUM_STAGES))),
+        f'out_indices are ascending stages from 0 to {NUM_STAGES - 1}',
+        out_indices=settings['out_indices'],
+    )
+    frozen_stages = settings['frozen_stages']
+    require(
+        frozen_stages in range(-1, NUM_STAGES + 1),
+        f'frozen_stages lies between -1 and {NUM_STAGES}',
+        frozen_stages=frozen_stages,
+    )
+
+
+def _setting_names() -> list[str]:
+    return [name for name in inspect.signature(DAT).parameters if name != 'unknown']
+
+
+def _describe_unknown(kind: str, names: Iterable[str], allowed: Iterable[str]) -> str:
+    names, allowed = sorted(names), list(allowed)
+    close = difflib.get_close_matches(names[0], allowed, n=1)
+    hint = f', did you mean {close[0]!r}?' if close else ''
+    return f'unknown {kind} {", ".join(map(repr, names))}{hint} (allowed: {", ".join(allowed)})'

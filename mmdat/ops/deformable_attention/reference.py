@@ -1,0 +1,78 @@
+"""The equations of deformable attention in plain PyTorch: any dtype, any device, the truth of all tests."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention import attention
+from .coordinates import reference_points
+
+
+def deformable_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    sampling_locations: Tensor,
+    query_size: tuple[int, int],
+) -> Tensor:
+    """See `deformable_attention`. Materialises logits and bias: memory `O(B M N_q N_k)`."""
+    bias = relative_position_bias(bias_table, sampling_locations, query_size)
+    return attention(q, k, v, bias)
+
+
+def relative_position_bias(
+    bias_table: Tensor, sampling_locations: Tensor, query_size: tuple[int, int]
+) -> Tensor:
+    """Deformable relative position bias, the term `phi(B; R)` of Equation (9).
+
+    `R` is half the displacement from key to query, so it lies in [-1, 1] for keys on the map, and the
+    table is stretched over it: its first row stands for -1 and its last for +1, whatever the map's
+    size. Beyond the table the bias falls to zero.
+
+    Args:
+        bias_table: `(M, T_h, T_w)`, a table for each head.
+        sampling_locations: `(B, G, N_k, 2)`; heads are contiguous in the groups.
+        query_size: Height and width of the query map.
+
+    Returns:
+        `(B, M, N_q, N_k)` in the dtype of `sampling_locations`.
+    """
+    batch, groups, num_keys, _ = sampling_locations.shape
+    num_heads = bias_table.shape[0]
+    queries = reference_points(
+        *query_size, dtype=sampling_locations.dtype, device=sampling_locations.device
+    ).flatten(0, 1)
+    displacements = (queries[:, None] - sampling_locations[:, :, None]) / 2
+    tables = bias_table.to(sampling_locations.dtype).unflatten(0, (groups, num_heads // groups))
+    bias = F.grid_sample(
+        tables.repeat(batch, 1, 1, 1),
+        displacements.flatten(0, 1).flip(-1),  # grid_sample takes (x, y)
+        mode='bilinear',
+        padding_mode='zeros',
+        align_corners=True,
+    )
+    return bias.view(batch, num_heads, queries.shape[0], num_keys)
+
+
+def sample_features(features: Tensor, sampling_locations: Tensor) -> Tensor:
+    """Bilinear sampling `phi(x; p + dp)` of Equations (7) and (8), zero outside the map.
+
+    Args:
+        features: Channels-last map `(B, H, W, C)`.
+        sampling_locations: `(B, G, N_k, 2)`; each group samples its own `C / G` channels.
+
+    Returns:
+        `(B, N_k, C)` in the dtype of `features`, interpolated in that of `sampling_locations`.
+    """
+    batch, height, width, channels = features.shape
+    groups = sampling_locations.shape[1]
+    maps = features.view(batch, height, width, groups, channels // groups).permute(0, 3, 4, 1, 2)
+    sampled = F.grid_sample(
+        maps.flatten(0, 1).to(sampling_locations.dtype),
+        sampling_locations.flatten(0, 1).unsqueeze(1).flip(-1),
+        mode='bilinear',
+        padding_mode='zeros',
+        align_corners=True,
+    )  # (B * G, C / G, 1, N_k)
+    sampled = sampled.view(batch, channels, -1).transpose(1, 2)
+    return sampled.to(features.dtype)

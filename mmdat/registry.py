@@ -1,0 +1,6 @@
+"""mmdat's node of the MMEngine registry tree; `type='mmdat.X'` finds it from any OpenMMLab library."""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.backbones'])

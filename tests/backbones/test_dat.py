@@ -1,0 +1,252 @@
+import pytest
+import torch
+from goldens import build_golden_model, fill_rule, read_golden, requires_goldens
+from torch import nn
+
+from mmdat.backbones import DAT
+from mmdat.layers import DropPath
+
+NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
+CVPR_GOLDENS = [
+    'cvpr_allD_128',
+    'cvpr_allD_r1_128',
+    'cvpr_base_128w4',
+    'cvpr_base_224',
+    'cvpr_convpatch_128',
+    'cvpr_no_off_128',
+    'cvpr_no_off_no_pe_128',
+    'cvpr_orf14_128',
+    'cvpr_pe_dwc_128',
+    'cvpr_pe_fixed_128',
+    'cvpr_pe_none_128',
+    'cvpr_r3_2_128',
+    'cvpr_r3_2_224',
+    'cvpr_r3_2_r4_2_128',
+    'cvpr_stage4_only_128',
+]
+
+
+def narrow_dat(**settings) -> DAT:
+    torch.manual_seed(0)
+    return DAT(**dict(arch=NARROW, img_size=64, window_size=4, drop_path_rate=0.0) | settings)
+
+
+def golden_outputs(case: dict, backbone: DAT, head: nn.Linear, dtype: torch.dtype) -> dict:
+    """What the goldens hold, computed by our model."""
+    backbone.to(dtype), head.to(dtype)
+    x = fill_rule().make_input(case['input_seed'], case['input_shape']).to(dtype)
+    maps = [('patch', backbone.patch_embed)]
+    maps += [(f'stage{i}', stage) for i, stage in enumerate(backbone.stages, start=1)]
+    outputs = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, __, out, name=name: outputs.update({name: out.permute(0, 3, 1, 2)})
+        )
+        for name, module in maps
+    ]
+    with torch.no_grad():
+        outputs['logits'] = head(backbone(x)[-1].mean((2, 3)))
+        locations = backbone.sampling_locations(x)
+    for hook in hooks:
+        hook.remove()
+    for name, value in locations.items():
+        _, stage, _, block, _ = name.split('.')
+        outputs[f'pos_s{int(stage) + 1}b{block}'] = value
+    return outputs
+
+
+@requires_goldens
+@pytest.mark.parametrize('name', CVPR_GOLDENS)
+def test_equals_the_authors_code(name):
+    case, golden = read_golden(name)
+    backbone, head = build_golden_model(case)
+    expected = {key: value for key, value in golden.items() if not key.startswith('ref_')}
+    assert {'stage1', 'stage4', 'logits'} <= expected.keys()
+
+    outputs = golden_outputs(case, backbone, head, torch.float64)
+    for key, value in expected.items():
+        torch.testing.assert_close(outputs[key], value, atol=1e-9, rtol=0, msg=f'{name} {key}')
+
+    outputs = golden_outputs(case, backbone, head, torch.float32)
+    for key, value in expected.items():
+        deviation = (outputs[key].double() - value).abs().max() / value.std()
+        assert deviation < 1e-4, f'{name} {key}: {deviation} standard deviations'
+
+
+@pytest.mark.parametrize(
+    ('arch', 'millions'), [('tiny', 28.3191), ('small', 49.7004), ('base', 87.8816), ('b', 87.8816)]
+)
+def test_parameters_of_the_paper(arch, millions):
+    """With the classifier's 1000 classes, to the digits of the reference (Table 2)."""
+    with torch.device('meta'):
+        backbone = DAT(arch, out_indices=(3,))
+        head = nn.Linear(backbone.norm3.normalized_shape[0], 1000)
+    count = sum(p.numel() for module in (backbone, head) for p in module.parameters())
+    assert round(count / 1e6, 4) == millions
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 7), (4, 4), (33, 130), (64, 64), (64, 96), (50, 171)])
+@pytest.mark.parametrize('settings', [{}, dict(key_strides=(8, 4, 2, 3), block_patterns=('LD',) * 4)])
+def test_any_input_size(size, settings):
+    model = narrow_dat(**settings)
+    maps = model(torch.randn(2, 3, *size))
+    for i, out in enumerate(maps):
+        stride = 4 * 2**i
+        assert out.shape == (2, 16 * 2**i, -(-size[0] // stride), -(-size[1] // stride))
+        assert out.is_contiguous()
+        assert out.isfinite().all()
+    sum(out.sum() for out in maps).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('pos_bias', ['relative', 'fixed', 'dwconv', None])
+def test_position_biases_at_other_sizes(pos_bias):
+    model = narrow_dat(pos_bias=pos_bias, key_strides=(1, 1, 2, 1), overlap_patches=True)
+    assert all(out.isfinite().all() for out in model(torch.randn(1, 3, 90, 45)))
+
+
+def test_images_of_a_batch_are_independent():
+    model = narrow_dat().eval()
+    x = torch.randn(3, 3, 70, 50)
+    for one, all_ in zip(model(x[1:2]), model(x)):
+        torch.testing.assert_close(one, all_[1:2], atol=1e-5, rtol=1e-5)
+
+
+def test_outputs_are_normalised():
+    with torch.no_grad():
+        maps = narrow_dat()(10 * torch.randn(2, 3, 64, 64))
+    for out in maps:
+        torch.testing.assert_close(out.mean(1), torch.zeros_like(out[:, 0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('out_indices', [(3,), (1, 2, 3), (0, 2), (1,)])
+def test_out_indices_choose_maps_and_leave_no_parameter_unused(out_indices):
+    every = narrow_dat().eval()
+    chosen = narrow_dat(out_indices=out_indices).eval()
+    missing, _ = chosen.load_state_dict(every.state_dict(), strict=False)
+    assert not missing
+    x = torch.randn(1, 3, 64, 64)
+    maps = chosen(x)
+    assert len(maps) == len(out_indices)
+    for i, out in zip(out_indices, maps):
+        torch.testing.assert_close(out, every(x)[i])
+    sum(out.square().sum() for out in maps).backward()
+    assert all(p.grad is not None for p in chosen.parameters())
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3, 4])
+def test_frozen_stages_stay_frozen_under_train(frozen_stages):
+    model = narrow_dat(frozen_stages=frozen_stages, drop_path_rate=0.5)
+    model.train()
+    frozen = [model.patch_embed] if frozen_stages >= 0 else []
+    frozen += model.stages[: max(frozen_stages, 0)]
+    frozen += [getattr(model, f'norm{i}') for i in range(max(frozen_stages, 0))]
+    frozen_parameters = {p for module in frozen for p in module.parameters()}
+    assert not any(m.training for module in frozen for m in module.modules())
+    for p in model.parameters():
+        assert p.requires_grad == (p not in frozen_parameters)
+    if frozen_stages < 4:
+        model(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+        assert all(p.grad is None for p in frozen_parameters)
+        assert model.stages[3].blocks[0].mlp.fc1.weight.grad is not None
+
+
+def test_activation_checkpointing_changes_nothing():
+    results = []
+    for with_cp in (False, True):
+        model = narrow_dat(with_cp=with_cp, drop_path_rate=0.5)
+        torch.manual_seed(1)
+        maps = model(torch.randn(2, 3, 64, 80))
+        sum(out.square().mean() for out in maps).backward()
+        results.append([*maps, *(p.grad for p in model.parameters())])
+    for without, with_ in zip(*results):
+        torch.testing.assert_close(with_, without, atol=0, rtol=0)
+
+
+def test_activation_checkpointing_keeps_less():
+    def saved(with_cp: bool) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            narrow_dat(with_cp=with_cp)(torch.randn(1, 3, 128, 128))
+        return sum(sizes)
+
+    assert saved(with_cp=True) < saved(with_cp=False) / 3
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_autocast(dtype, tolerance):
+    model = narrow_dat(key_strides=(1, 1, 2, 1))
+    x = torch.randn(2, 3, 64, 96)
+    exact = model(x)
+    with torch.autocast('cpu', dtype=dtype):
+        maps = model(x)
+        locations = model.sampling_locations(x)
+    assert all(location.dtype == torch.float32 for location in locations.values())
+    for out, expected in zip(maps, exact):
+        assert (out.float() - expected).square().mean().sqrt() < tolerance * expected.std()
+    sum(out.float().square().mean() for out in maps).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_compiles_without_graph_breaks(training):
+    model = narrow_dat(key_strides=(1, 1, 2, 1)).train(training)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    x = torch.randn(1, 3, 64, 64)
+    for out, expected in zip(compiled(x), model(x)):
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_ddp_finds_no_unused_parameters(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(narrow_dat(with_cp=True))
+        for _ in range(2):  # DDP complains in the second step
+            sum(out.mean() for out in model(torch.randn(1, 3, 64, 64))).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_stochastic_depth_rises_over_the_blocks():
+    model = DAT(NARROW, drop_path_rate=0.7)
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.7, 8))
+
+
+def test_sampling_locations():
+    model = narrow_dat(key_strides=(1, 1, 2, 1))
+    locations = model.sampling_locations(torch.randn(2, 3, 64, 96))
+    assert {name: tuple(value.shape) for name, value in locations.items()} == {
+        'stages.2.blocks.1.attn': (2, 2, 2, 3, 2),
+        'stages.3.blocks.1.attn': (2, 4, 2, 3, 2),
+    }
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(arch='huge'), "unknown arch 'huge'"),
+        (dict(arch=NARROW | dict(dims=3)), "unknown key of arch 'dims'"),
+        (dict(arch=dict(embed_dims=16)), 'arch lacks'),
+        (dict(arch=NARROW | dict(depths=(2, 2))), 'depths needs one entry'),
+        (dict(arch=NARROW | dict(num_heads=(3, 2, 4, 8))), 'channels=16, num_heads=3'),
+        (dict(arch=NARROW | dict(offset_groups=(1, 1, 3, 4))), 'num_heads=4, offset_groups=3'),
+        (dict(windw_size=7), "did you mean 'window_size'"),
+        (dict(window_size=0), 'window_size=0'),
+        (dict(img_size=-1), 'img_size=-1'),
+        (dict(block_patterns=('LS', 'LX', 'LD', 'LD')), "pattern='LX'"),
+        (dict(key_strides=(1, 1, 0, 1)), 'key_strides must be positive'),
+        (dict(offset_kernel_sizes=(9, 7, 4, 3)), 'must be odd'),
+        (dict(offset_range=-1), 'offset_range=-1'),
+        (dict(pos_bias='absolute'), "pos_bias='absolute'"),
+        (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
+        (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\)'),
+        (dict(out_indices=()), r'out_indices=\(\)'),
+        (dict(frozen_stages=5), 'frozen_stages=5'),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DAT(**settings)

@@ -1,0 +1,112 @@
+"""Numbers produced by the authors' code, and the same weights and inputs in ours."""
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmdat.backbones import DAT
+from mmdat.checkpoint import from_official
+
+REFERENCE = Path(__file__).parents[2] / 'shared' / 'reference'
+requires_goldens = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason=f'needs the golden numbers in {REFERENCE}'
+)
+
+
+@cache
+def fill_rule():
+    spec = importlib.util.spec_from_file_location('fill_rule', REFERENCE / 'fill_rule.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Description of a golden case, and its numbers in float64."""
+    folder = REFERENCE / 'goldens'
+    with np.load(folder / f'{name}.npz', allow_pickle=False) as arrays:
+        numbers = {
+            key.removeprefix('f64/'): torch.from_numpy(np.asarray(value))
+            for key, value in arrays.items()
+            if key.startswith('f64/')
+        }
+    return json.loads((folder / f'{name}.json').read_text()), numbers
+
+
+def official_weights(keys: dict[str, list[int]], offset_gain: float) -> dict[str, torch.Tensor]:
+    """State dict under the authors' keys, in float64, filled by the goldens' rule."""
+    state_dict = {key: torch.zeros(shape, dtype=torch.float64) for key, shape in keys.items()}
+    return fill_rule().fill(state_dict, offset_gain)
+
+
+def dat_settings(config: dict) -> dict:
+    """Our settings for a configuration of the authors' CVPR'22 classifier."""
+
+    def deformable(key: str):
+        """The one value of the stages with deformable attention."""
+        (value,) = {v for v, spec in zip(config[key], config['stage_spec'], strict=True) if 'D' in spec}
+        return value
+
+    if deformable('dwc_pes'):
+        pos_bias = 'dwconv'
+    elif deformable('fixed_pes'):
+        pos_bias = 'fixed'
+    else:
+        pos_bias = 'relative' if deformable('use_pes') else None
+    return dict(
+        arch=dict(
+            embed_dims=config['dims'][0],
+            depths=tuple(config['depths']),
+            num_heads=tuple(config['heads']),
+            offset_groups=tuple(max(g, 1) for g in config['groups']),
+        ),
+        img_size=config['img_size'],
+        block_patterns=[''.join(spec) for spec in config['stage_spec']],
+        window_size=config['window_sizes'][0],
+        mlp_ratio=config['expansion'],
+        key_strides=[max(r, 1) for r in config['strides']],
+        offset_range=0 if deformable('no_offs') else deformable('offset_range_factor'),
+        pos_bias=pos_bias,
+        overlap_patches=config['use_conv_patches'],
+    )
+
+
+def build_golden_model(case: dict, **settings) -> tuple[DAT, torch.nn.Linear]:
+    """Backbone and classifier of a golden case with its weights, in float64 and evaluation mode."""
+    weights = from_official(official_weights(case['keys'], case['offset_gain']))
+    backbone = DAT(**dat_settings(case['config']) | settings)
+    head = torch.nn.Linear(*weights['head.fc.weight'].T.shape)
+    model = torch.nn.ModuleDict({'backbone': backbone, 'head': torch.nn.ModuleDict({'fc': head})})
+    names = set(model.state_dict())
+    expected_missing = {n for n in names if n.startswith('backbone.norm') and n not in weights}
+    assert set(weights) == names - expected_missing
+    model.double().load_state_dict(weights, strict=False)
+    return backbone.eval(), head
+
+
+def build_attention(case: dict) -> tuple[torch.nn.Module, dict[str, str]]:
+    """The attention module of a gradient case in float64, and the official names of its parameters."""
+    stage, block = (int(n) for n in case['block'].removeprefix('stages.').split('.attns.'))
+    attention = DAT(**dat_settings(case['config'])).double().stages[stage].blocks[block].attn
+    ours = f'backbone.stages.{stage}.blocks.{block}.attn.'
+    official_name_of = {}
+    for name in case['grad_norms'].keys() - {'input'}:
+        (key,) = from_official({f'{case["block"]}.{name}': torch.zeros(1)})
+        official_name_of[key.removeprefix(ours)] = name
+    full_names = {key: f'{case["block"]}.{name}' for key, name in official_name_of.items()}
+    official_shapes = {
+        key: [*value.shape, 1, 1] if value.ndim == 2 else list(value.shape)
+        for key, value in attention.state_dict().items()
+    }
+    weights = official_weights(
+        {full_names[key]: shape for key, shape in official_shapes.items()}, case['offset_gain']
+    )
+    attention.load_state_dict(
+        {k: weights[full_names[k]].view(v.shape) for k, v in attention.state_dict().items()}
+    )
+    return attention, official_name_of

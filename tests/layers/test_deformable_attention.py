@@ -1,0 +1,69 @@
+import pytest
+import torch
+from goldens import build_attention, fill_rule, read_golden, requires_goldens
+
+from mmdat.layers import DeformableAttention
+
+
+@requires_goldens
+@pytest.mark.parametrize('name', ['grad_cvpr_s3_r1', 'grad_cvpr_s3_r2', 'grad_cvpr_s4_r1'])
+def test_gradients_equal_the_authors_code(name):
+    case, golden = read_golden(name)
+    attention, official_name_of = build_attention(case)
+    make_input = fill_rule().make_input
+    x = make_input(case['input_seed'], case['block_input_shape']).requires_grad_()
+    y = attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    w = make_input(case['input_seed'] + 1, y.shape)
+    loss = (y * w).sum() / y.numel() ** 0.5
+    loss.backward()
+
+    def check(ours, key):
+        theirs = golden[key]
+        torch.testing.assert_close(ours.view_as(theirs), theirs, atol=1e-9, rtol=0, msg=key)
+
+    check(y, 'y')
+    check(loss, 'loss')
+    check(x.grad, 'grad_input')
+    assert official_name_of.keys() == dict(attention.named_parameters()).keys()
+    for ours, parameter in attention.named_parameters():
+        theirs = official_name_of[ours]
+        norm = case['grad_norms'][theirs]
+        assert abs(parameter.grad.norm() - norm) < 1e-9
+        if f'grad/{theirs}' in golden:  # the largest gradients are stored as norms only
+            check(parameter.grad, f'grad/{theirs}')
+
+
+def attention(**settings) -> DeformableAttention:
+    torch.manual_seed(0)
+    defaults = dict(embed_dims=16, num_heads=4, offset_groups=2, map_size=(8, 8))
+    return DeformableAttention(**defaults | settings)
+
+
+def test_offsets_stay_in_range():
+    layer = attention(offset_range=3.0, key_stride=2)
+    torch.nn.init.normal_(layer.offset.proj.weight, std=100)
+    x = torch.randn(2, 12, 10, 16)
+    resting = attention(offset_range=0, key_stride=2).sampling_locations(x)
+    offsets = layer.sampling_locations(x) - resting
+    cells = offsets.abs().amax((0, 1, 2, 3)) * torch.tensor([6.0, 5.0])
+    torch.testing.assert_close(cells, torch.full((2,), 3.0))
+
+
+def test_groups_move_apart():
+    layer = attention()
+    locations = layer.sampling_locations(torch.randn(1, 8, 8, 16))
+    assert not torch.allclose(locations[:, 0], locations[:, 1])
+
+
+def test_without_offsets_the_offset_network_is_idle():
+    layer = attention(offset_range=0)
+    assert not any(p.requires_grad for p in layer.offset.parameters())
+    layer(torch.randn(1, 8, 8, 16)).sum().backward()
+    assert all(p.grad is not None for p in layer.parameters() if p.requires_grad)
+
+
+def test_one_pixel():
+    layer = attention()
+    out = layer(torch.randn(3, 1, 1, 16))
+    assert out.shape == (3, 1, 1, 16)
+    assert out.isfinite().all()
