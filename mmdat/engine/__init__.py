@@ -1,0 +1,20 @@
+from .cli import base_parser, run_tool
+from .config import load_config, resume
+from .hooks import StrictCheckpointHook
+from .preflight import PreflightError, preflight
+from .runner import build_runner
+from .testing import dump_predictions_to, enable_tta, enable_visualization
+
+__all__ = [
+    'PreflightError',
+    'StrictCheckpointHook',
+    'base_parser',
+    'build_runner',
+    'dump_predictions_to',
+    'enable_tta',
+    'enable_visualization',
+    'load_config',
+    'preflight',
+    'resume',
+    'run_tool',
+]

@@ -1,0 +1,63 @@
+import os.path as osp
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+
+
+def load_config(
+    path: str,
+    cfg_options: dict | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Reads a config file and applies the command line to it.
+
+    Args:
+        path: Config file.
+        cfg_options: Settings to override, with dotted keys. `data_root` moves every path below the
+            config's data root, so that a data set elsewhere needs one option.
+        work_dir: Where logs and checkpoints go. By default the config's `work_dir`, or else
+            `work_dirs/` and the config's name.
+        launcher: `'none' | 'pytorch' | 'slurm' | 'mpi'`.
+    """
+    cfg = Config.fromfile(path)
+    options = dict(cfg_options or {})
+    if 'data_root' in options and 'data_root' in cfg:
+        old, new = (osp.join(root, '') for root in (cfg.data_root, options['data_root']))
+        for key, value in list(cfg.items()):
+            cfg[key] = _move(value, old, new)
+    cfg.merge_from_dict(options)
+    default = osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default
+    cfg.launcher = launcher
+    return cfg
+
+
+def resume(cfg: Config, checkpoint: str | None) -> None:
+    """Lets a training go on.
+
+    Args:
+        cfg: Changed in place.
+        checkpoint: The file to go on from; `'auto'` for the latest of the work directory, or a start
+            where there is none; `None` to start anew.
+    """
+    if checkpoint == 'auto':
+        started = osp.isfile(osp.join(cfg.work_dir, 'last_checkpoint'))
+        checkpoint = find_latest_checkpoint(cfg.work_dir) if started else None
+    if checkpoint:
+        cfg.resume, cfg.load_from = True, checkpoint
+        print_log(f'going on from {checkpoint}; --no-resume starts anew')
+
+
+def _move(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, str) and osp.join(value, '').startswith(old):
+        return new + value[len(old) :]
+    if isinstance(value, dict):
+        for key in value:
+            value[key] = _move(value[key], old, new)
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_move(item, old, new) for item in value)
+    return value

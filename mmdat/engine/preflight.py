@@ -1,0 +1,130 @@
+"""What can be known to fail before any work is done, said in one line."""
+
+import os
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from ..released import RELEASED
+from ..utils import check_mmcv_ops
+
+_GET_COCO = (
+    'download train2017, val2017 and annotations from https://cocodataset.org/#download, '
+    'or draw a small set in the same layout with `python tools/make_demo_data.py DIR`'
+)
+# How to get the data of a data set type.
+_GET_DATA = {
+    'CocoDataset': _GET_COCO,
+    'ADE20KDataset': (
+        'download ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu and unpack it'
+    ),
+    'ImageNet': 'download ILSVRC2012 from https://image-net.org and unpack it into train/ and val/',
+}
+# The environment that each launcher gives its processes.
+_LAUNCHERS = {
+    'pytorch': ('RANK', 'start with `bash tools/dist_train.sh CONFIG GPUS` or torchrun'),
+    'slurm': ('SLURM_PROCID', 'start with `bash tools/slurm_train.sh` or srun'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'start with mpirun'),
+}
+
+
+class PreflightError(RuntimeError):
+    """A run that cannot succeed: says what is missing and what to do, in one line."""
+
+
+def preflight(cfg: Config, training: bool) -> None:
+    """Checks libraries, launcher, files and data of a run.
+
+    Args:
+        cfg: The whole config, as it will be run.
+        training: Whether the training and validation data are needed, or the test data.
+
+    Raises:
+        PreflightError: With the first thing that is wrong.
+    """
+    try:
+        check_mmcv_ops()
+        from mmcv.ops import get_compiling_cuda_version
+    except ImportError as error:
+        raise PreflightError(str(error)) from error
+    if torch.cuda.is_available() and get_compiling_cuda_version() == 'not available':
+        raise PreflightError(
+            'mmcv was compiled without CUDA, its ops cannot run on this GPU: install the CUDA toolkit and '
+            'repeat the set-up, or hide the GPU with CUDA_VISIBLE_DEVICES='
+        )
+    _check_launcher(cfg.launcher)
+    if training and 'Amp' in str(cfg.optim_wrapper.type) and not torch.cuda.is_available():
+        raise PreflightError('mixed precision training needs a GPU, run without --amp')
+    _check_checkpoints(cfg, training)
+    for split in ('train', 'val') if training else ('test',):
+        _check_data(cfg, split)
+
+
+def _check_launcher(launcher: str) -> None:
+    if launcher == 'none':
+        return
+    variable, how = _LAUNCHERS[launcher]
+    if variable not in os.environ:
+        raise PreflightError(f'--launcher {launcher} without its launcher ({variable} unset): {how}')
+    processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+    if gpus and processes > gpus:
+        raise PreflightError(f'{processes} processes for {gpus} GPUs: start at most one for each')
+    if not gpus and launcher != 'pytorch':
+        raise PreflightError(f'no GPU: on CPUs only the pytorch launcher runs, not {launcher}')
+
+
+def _check_checkpoints(cfg: Config, training: bool) -> None:
+    load_from = cfg.get('load_from')
+    if load_from and _is_missing(load_from):
+        raise PreflightError(f'checkpoint {load_from} does not exist')
+    if not training:
+        return
+    for name, node in _walk(cfg.model, 'model'):
+        checkpoint = node.get('checkpoint') if node.get('type') == 'Pretrained' else None
+        if checkpoint is None or not _is_missing(checkpoint):
+            continue
+        address = RELEASED.get(osp.splitext(osp.basename(checkpoint))[0])
+        source = f'the authors keep it at {address}; ' if address else ''
+        raise PreflightError(
+            f'pretrained weights {checkpoint} do not exist: {source}'
+            f'`--cfg-options {name}=None` trains from scratch'
+        )
+
+
+def _check_data(cfg: Config, split: str) -> None:
+    dataloader = cfg.get(f'{split}_dataloader')
+    if dataloader is None:
+        return
+    for _, dataset in _walk(dataloader.dataset, 'dataset'):
+        root = dataset.get('data_root') or ''
+        prefixes = dataset.get('data_prefix') or {}
+        prefixes = prefixes.values() if isinstance(prefixes, dict) else [prefixes]
+        parts = ['', dataset.get('ann_file'), *prefixes]
+        for path in [osp.join(root, part) for part in parts if isinstance(part, str)]:
+            if path and _is_missing(path):
+                name = str(dataset.get('type', '')).rpartition('.')[-1]
+                how = f'{_GET_DATA[name]}; ' if name in _GET_DATA else ''
+                raise PreflightError(
+                    f'{split} data {path} does not exist: {how}'
+                    'a data set elsewhere is named by `--cfg-options data_root=DIR`'
+                )
+
+
+def _is_missing(path: str) -> bool:
+    return '://' not in path and not osp.exists(osp.expanduser(path))
+
+
+def _walk(node: Any, name: str) -> Iterator[tuple[str, dict]]:
+    """All dicts below a node, with their dotted names."""
+    if isinstance(node, dict):
+        yield name, node
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    else:
+        return
+    for key, child in children:
+        yield from _walk(child, f'{name}.{key}')

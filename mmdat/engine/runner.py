@@ -1,0 +1,29 @@
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .hooks import StrictCheckpointHook
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, on GPUs or on CPUs, that loads checkpoints strictly.
+
+    Without GPUs the processes of the pytorch launcher talk over gloo. Top-level `load_ignore` of the
+    config: see `StrictCheckpointHook`.
+    """
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # MMEngine's own start binds each process to a GPU
+        dist.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    ignore = cfg.get('load_ignore', ())
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    hook = StrictCheckpointHook((ignore,) if isinstance(ignore, str) else tuple(ignore))
+    runner.register_hook(hook, priority='VERY_LOW')
+    return runner

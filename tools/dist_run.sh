@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Usage: dist_run.sh PROCESSES SCRIPT ARGUMENTS...  One process for each GPU; on CPUs they talk over gloo.
+# Several nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT as with OpenMMLab's scripts.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+
+processes=$1 script=$2
+shift 2
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: the number of GPUs must be a positive number, got '$processes'" >&2
+    exit 2
+fi
+script=$ROOT/tools/$script
+# Once, before torchrun multiplies every message.
+RANK=0 LOCAL_WORLD_SIZE=$processes "$PYTHON" "$script" "$@" --launcher pytorch --check
+# torchrun would set one thread each, which leaves CPU training idle
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((($(nproc) - 1) / processes) + 1))}
+exec "$PYTHON" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    --nproc_per_node="$processes" \
+    "$script" "$@" --launcher pytorch

@@ -1,0 +1,37 @@
+from mmdat.engine import (
+    base_parser,
+    build_runner,
+    dump_predictions_to,
+    enable_tta,
+    enable_visualization,
+    load_config,
+    preflight,
+    run_tool,
+)
+
+
+def main():
+    parser = base_parser('Evaluate a checkpoint of any task')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='pickle file for all predictions')
+    parser.add_argument('--show', action='store_true', help='show predictions on the screen')
+    parser.add_argument('--show-dir', help='folder for pictures of predictions')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    args = parser.parse_args()
+
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        enable_visualization(cfg, args.show, args.show_dir)
+    if args.tta:
+        enable_tta(cfg)
+    if args.out:
+        dump_predictions_to(cfg, args.out)
+    preflight(cfg, training=False)
+    if args.check:
+        return
+    build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,35 @@
+from mmdat.engine import base_parser, build_runner, load_config, preflight, resume, run_tool
+
+
+def main():
+    parser = base_parser('Train a model of any task')
+    parser.add_argument('--amp', action='store_true', help='mixed precision, on GPUs')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the real batch size, all GPUs together',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        default='auto',
+        help='go on from this checkpoint; by default from the latest in the work directory, if any',
+    )
+    parser.add_argument('--no-resume', action='store_const', const=None, dest='resume', help='start anew')
+    args = parser.parse_args()
+
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    if args.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    resume(cfg, args.resume)
+    preflight(cfg, training=True)
+    if args.check:
+        return
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    run_tool(main)
