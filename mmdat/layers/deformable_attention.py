@@ -2,7 +2,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import attention, deformable_attention, reference_points, sample_features
+from ..ops import attention, deformable_attention, sample_features
+from ..ops.deformable_attention import offset_unit, reference_points
 
 
 class OffsetNetwork(nn.Module):
@@ -123,8 +124,9 @@ class DeformableAttention(nn.Module):
             return points.expand(batch, self.offset_groups, *grid, 2)
         q = q.unflatten(-1, (self.offset_groups, -1)).permute(0, 3, 4, 1, 2)
         offsets = self.offset(q.flatten(0, 1)).to(dtype)
-        # dp <- s tanh(dp) counts cells of the key grid; s / H_k is the paper's s in coordinates
-        offsets = offsets.tanh() * (self.offset_range / points.new_tensor(grid))
+        # dp <- s tanh(dp), with s in cells of the key grid
+        unit = points.new_tensor([offset_unit(size) for size in grid])
+        offsets = offsets.tanh() * (self.offset_range * unit)
         return points + offsets.unflatten(0, (batch, self.offset_groups))
 
     def _fixed_bias(self, height: int, width: int) -> Tensor | None:

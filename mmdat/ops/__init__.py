@@ -1,4 +1,4 @@
 from .attention import attention
-from .deformable_attention import deformable_attention, reference_points, sample_features
+from .deformable_attention import deformable_attention, sample_features
 
-__all__ = ['attention', 'deformable_attention', 'reference_points', 'sample_features']
+__all__ = ['attention', 'deformable_attention', 'sample_features']

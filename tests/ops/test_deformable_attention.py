@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mmdat.ops import deformable_attention, reference_points, sample_features
+from mmdat.ops import deformable_attention, sample_features
+from mmdat.ops.deformable_attention import offset_unit, query_points, reference_points
 
 
 def tent_interpolation(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
@@ -29,14 +30,16 @@ def random_inputs(query_size, num_keys, heads=4, groups=2, head_dims=5, table=(5
 
 
 @pytest.mark.parametrize(('query_size', 'num_keys'), [((3, 4), 5), ((1, 6), 3), ((1, 1), 1)])
-def test_equations_8_and_9(query_size, num_keys):
+@pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
+def test_equations_8_and_9(query_size, num_keys, coordinates):
     q, k, v, table, locations = random_inputs(query_size, num_keys)
-    out = deformable_attention(q, k, v, table, locations, query_size)
+    out = deformable_attention(q, k, v, table, locations, query_size, coordinates)
 
     height, width = query_size
+    queries = query_points(*query_size, coordinates, dtype=torch.float64)
     for b, m, i, j in [(0, 0, 0, 0), (1, 3, height - 1, width - 1), (1, 2, 0, width // 2)]:
         query = q[b, m, i * width + j]
-        y, x = (2 * i + 1) / height - 1, (2 * j + 1) / width - 1
+        y, x = queries[i, j].tolist()
         logits = []
         for n in range(num_keys):
             key_y, key_x = locations[b, m // 2, n].tolist()
@@ -60,12 +63,21 @@ def test_sampling_is_bilinear_per_group_and_zero_outside():
             torch.testing.assert_close(sampled[1, n, 3 * group : 3 * group + 3], expected)
 
 
-def test_reference_points_are_half_pixels():
-    points = reference_points(2, 4)
-    assert points.shape == (2, 4, 2)
-    assert points[0, 0].tolist() == [-0.5, -0.75]
-    assert points[1, 2].tolist() == [0.5, 0.25]
-    assert reference_points(1, 1).tolist() == [[[0, 0]]]
+@pytest.mark.parametrize(
+    ('coordinates', 'keys', 'queries', 'unit'),
+    [
+        ('half_pixel', [-0.75, -0.25, 0.25, 0.75], [-0.75, -0.25, 0.25, 0.75], 1 / 4),
+        ('corners', [-2 / 3, 0, 2 / 3, 4 / 3], [-1, -1 / 3, 1 / 3, 1], 1 / 3),
+    ],
+)
+def test_coordinates(coordinates, keys, queries, unit):
+    for function, expected in ((reference_points, keys), (query_points, queries)):
+        points = function(1, 4, coordinates)
+        assert points.shape == (1, 4, 2)
+        torch.testing.assert_close(points[0], torch.tensor([[0, x] for x in expected]))
+        torch.testing.assert_close(function(4, 1, coordinates)[:, 0].flip(-1), points[0])
+    assert offset_unit(4, coordinates) == unit
+    assert offset_unit(1, coordinates) == 1
 
 
 def test_gradients():

@@ -1,10 +1,13 @@
-from .coordinates import reference_points
+from .coordinates import Coordinates, offset_unit, query_points, reference_points
 from .functional import deformable_attention
 from .reference import deformable_attention_reference, relative_position_bias, sample_features
 
 __all__ = [
+    'Coordinates',
     'deformable_attention',
     'deformable_attention_reference',
+    'offset_unit',
+    'query_points',
     'reference_points',
     'relative_position_bias',
     'sample_features',

@@ -1,5 +1,6 @@
 from torch import Tensor
 
+from .coordinates import Coordinates
 from .reference import deformable_attention_reference
 
 BACKENDS = {'reference': deformable_attention_reference}
@@ -12,6 +13,7 @@ def deformable_attention(
     bias_table: Tensor,
     sampling_locations: Tensor,
     query_size: tuple[int, int],
+    coordinates: Coordinates = 'half_pixel',
     backend: str | None = None,
 ) -> Tensor:
     """Attention of a regular grid of queries to deformed keys, Equation (9) of the paper.
@@ -28,6 +30,7 @@ def deformable_attention(
             that -1 and +1 are the centres of the border pixels. `G` divides `M`; heads are contiguous
             in the groups.
         query_size: `(H, W)`.
+        coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
         backend: Name of the implementation, `None` to choose. There is only `'reference'` so far.
 
     Returns:
@@ -51,7 +54,7 @@ def deformable_attention(
             'k and v need a row for each sampling location, got '
             f'k {tuple(k.shape)}, v {tuple(v.shape)}, {sampling_locations.shape[2]} locations'
         )
-    return _choose_backend(backend)(q, k, v, bias_table, sampling_locations, query_size)
+    return _choose_backend(backend)(q, k, v, bias_table, sampling_locations, query_size, coordinates)
 
 
 def _choose_backend(name: str | None):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import attention
-from .coordinates import reference_points
+from .coordinates import Coordinates, query_points
 
 
 def deformable_attention_reference(
@@ -14,14 +14,18 @@ def deformable_attention_reference(
     bias_table: Tensor,
     sampling_locations: Tensor,
     query_size: tuple[int, int],
+    coordinates: Coordinates = 'half_pixel',
 ) -> Tensor:
     """See `deformable_attention`. Materialises logits and bias: memory `O(B M N_q N_k)`."""
-    bias = relative_position_bias(bias_table, sampling_locations, query_size)
+    bias = relative_position_bias(bias_table, sampling_locations, query_size, coordinates)
     return attention(q, k, v, bias)
 
 
 def relative_position_bias(
-    bias_table: Tensor, sampling_locations: Tensor, query_size: tuple[int, int]
+    bias_table: Tensor,
+    sampling_locations: Tensor,
+    query_size: tuple[int, int],
+    coordinates: Coordinates = 'half_pixel',
 ) -> Tensor:
     """Deformable relative position bias, the term `phi(B; R)` of Equation (9).
 
@@ -33,14 +37,15 @@ def relative_position_bias(
         bias_table: `(M, T_h, T_w)`, a table for each head.
         sampling_locations: `(B, G, N_k, 2)`; heads are contiguous in the groups.
         query_size: Height and width of the query map.
+        coordinates: Where the queries lie, see `coordinates.py`.
 
     Returns:
         `(B, M, N_q, N_k)` in the dtype of `sampling_locations`.
     """
     batch, groups, num_keys, _ = sampling_locations.shape
     num_heads = bias_table.shape[0]
-    queries = reference_points(
-        *query_size, dtype=sampling_locations.dtype, device=sampling_locations.device
+    queries = query_points(
+        *query_size, coordinates, dtype=sampling_locations.dtype, device=sampling_locations.device
     ).flatten(0, 1)
     displacements = (queries[:, None] - sampling_locations[:, :, None]) / 2
     tables = bias_table.to(sampling_locations.dtype).unflatten(0, (groups, num_heads // groups))
