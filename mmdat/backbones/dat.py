@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_pretrained
+from ..checkpoint import check_identity, load_pretrained
 from ..layers import MLP, DeformableAttention, Downsample, DropPath, WindowAttention
 
 # Table 1: C, blocks, heads and offset groups of the stages. Stages 1 and 2 are deformable, and so use
@@ -99,7 +99,11 @@ class DAT(BaseModule):
             Frozen parts stay in evaluation mode under `train()`.
         with_cp: Activation checkpointing: recompute each block in the backward pass.
         init_cfg: As in MMEngine. `dict(type='Pretrained', checkpoint=FILE)` also takes the authors'
-            classifier files, see `mmdat.checkpoint.load_pretrained`.
+            files and released names, see `mmdat.checkpoint.load_pretrained`.
+
+    Attributes:
+        identity: What weights of this model record and what others are compared with: `generation`, the row
+            of Table 1, and `blocks`, the attention of each block.
 
     Raises:
         ValueError: For settings that are unknown, out of range or do not fit each other.
@@ -142,6 +146,11 @@ class DAT(BaseModule):
             frozen_stages=frozen_stages,
         )
         super().__init__(init_cfg=init_cfg)
+        self.identity = dict(
+            generation='cvpr',
+            **arch,
+            blocks=tuple(''.join(islice(cycle(p), n)) for p, n in zip(block_patterns, arch['depths'])),
+        )
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
 
@@ -231,7 +240,17 @@ class DAT(BaseModule):
         super().init_weights()
         self.init_cfg = init_cfg
         for cfg in pretrained:
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'), cfg.get('generation'))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if metadata := getattr(destination, '_metadata', None):
+            metadata[prefix[:-1]].update(self.identity)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if 'generation' in local_metadata:
+            check_identity(local_metadata, self.identity, 'the state dict')
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def train(self, mode: bool = True):
         super().train(mode)
