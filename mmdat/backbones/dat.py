@@ -317,6 +317,28 @@ class DAT(BaseModule):
                 hook.remove()
         return locations
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for mmpretrain's layer-wise learning rate decay.
+
+        Args:
+            param_name: Name of the parameter in a model.
+            prefix: Where the backbone is in the model, such as `'backbone.'`.
+
+        Returns:
+            The depth, and the number of depths: 0 is the patch embedding, block `n` of all has depth
+            `n` from 1 on, a down-projection that of the block before it. Output norms, and parameters
+            outside `prefix`, have the last depth.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        if param_name.startswith(f'{prefix}patch_embed.'):
+            return 0, num_layers
+        if not param_name.startswith(f'{prefix}stages.'):
+            return num_layers - 1, num_layers
+        stage, part, block = param_name.removeprefix(f'{prefix}stages.').split('.')[:3]
+        before = sum(depths[: int(stage)])
+        return before + int(block) + 1 if part == 'blocks' else before, num_layers
+
     def init_weights(self):
         """Initialise as `init_cfg` says. A pretrained file must fit, see `load_pretrained`."""
         init_cfg = self.init_cfg

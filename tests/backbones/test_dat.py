@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from goldens import build_golden_model, fill_rule, read_golden, requires_goldens
@@ -279,6 +281,41 @@ def test_ddp_finds_no_unused_parameters(tmp_path, settings):
             sum(out.mean() for out in model(torch.randn(1, 3, 64, 64))).backward()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_layer_wise_learning_rate_decay():
+    """The groups that mmpretrain's constructor makes."""
+    optimizers = pytest.importorskip('mmpretrain.engine.optimizers')
+    classifiers = pytest.importorskip('mmpretrain.models.classifiers')
+    backbone = narrow_dat(arch=PLUS['arch'] | dict(depths=(1, 2, 2, 1)), out_indices=(0, 3))
+    head = dict(type='LinearClsHead', num_classes=5, in_channels=128)
+    model = classifiers.ImageClassifier(backbone, neck=dict(type='GlobalAveragePooling'), head=head)
+    constructor = optimizers.LearningRateDecayOptimWrapperConstructor(
+        dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0, weight_decay=0.1)),
+        dict(layer_decay_rate=0.5),
+    )
+    groups = {group['param_name']: group for group in constructor(model).optimizer.param_groups}
+    assert groups.keys() == dict(model.named_parameters()).keys()
+    depths = {}
+    for name, group in groups.items():
+        assert group['lr'] == 0.5 ** (7 - group['layer_id'])
+        module = re.match(r'head|backbone\.(patch_embed|norm\d|stages\.\d\.(downsample|blocks\.\d))', name)[0]
+        assert depths.setdefault(module, group['layer_id']) == group['layer_id']
+    assert list(depths.items()) == [
+        ('backbone.patch_embed', 0),
+        ('backbone.stages.0.blocks.0', 1),
+        ('backbone.stages.1.downsample', 1),
+        ('backbone.stages.1.blocks.0', 2),
+        ('backbone.stages.1.blocks.1', 3),
+        ('backbone.stages.2.downsample', 3),
+        ('backbone.stages.2.blocks.0', 4),
+        ('backbone.stages.2.blocks.1', 5),
+        ('backbone.stages.3.downsample', 5),
+        ('backbone.stages.3.blocks.0', 6),
+        ('backbone.norm0', 7),
+        ('backbone.norm3', 7),
+        ('head', 7),
+    ]
 
 
 def test_stochastic_depth_rises_over_the_blocks():
