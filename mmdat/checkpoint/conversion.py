@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ..backbones import DAT
 from ..version import __version__
 from .architecture import derive_settings
-from .errors import CheckpointError, join_names
+from .errors import CheckpointError, join_names, join_patterns
 from .fitting import fit
 from .identity import describe, name_arch, record_identity, require_generation
 from .loading import check_weights
 from .reading import SAFETENSORS_SUFFIX, SUFFIXES, read_checkpoint
 from .safetensors import write_safetensors
 from .sources import find_checkpoint
-from .weights import Weights, interpret
+from .weights import interpret
 
 # What MMEngine's libraries read of a file besides its weights.
 _KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
@@ -65,13 +65,13 @@ def convert_checkpoint(
     report.check()
 
     meta = content.get('meta') or {}
-    record = {**weights.identity, 'arch': name_arch(weights.identity), 'version': __version__}
+    record = {**weights.identity, 'arch': name_arch(weights.identity), 'mmdat_version': __version__}
     kept = {key: meta[key] for key in _KEPT_META if key in meta} | {'mmdat': record}
     folder, name = osp.split(osp.abspath(destination))
     os.makedirs(folder, exist_ok=True)
     part = osp.join(folder, f'.part-{name}')
     try:
-        _write(part, fitted, kept)
+        _write(part, fitted, weights.identity, kept)
         _verify(part, fitted, model)
         os.replace(part, destination)
     finally:
@@ -79,20 +79,21 @@ def convert_checkpoint(
             os.remove(part)
 
     not_weights = [key for key in content if key not in ('state_dict', 'model', 'meta', *weights.state_dict)]
-    not_weights += [f'meta.{key}' for key in meta if key not in _KEPT_META]
+    not_weights += [f'meta.{key}' for key in meta if key not in kept]
     report.dropped['not weights'] = [str(key) for key in not_weights]
-    lines = [f'renamed: {line}' for line in _summarise(weights)]
-    lines += [f'not checked, for want of a config: {len(unchecked)} of neck and head'] if unchecked else []
+    pairs = Counter(re.sub(r'\d+', '*', f'renamed: {old} -> {new}') for old, new in weights.renamed.items())
+    lines = [f'{pair} ({count})' for pair, count in pairs.items()]
+    lines += [f'taken as they are, for want of a config: {join_patterns(unchecked)}'] if unchecked else []
     lines.append(f'{destination}: written, read again and loaded strictly; {describe(record)}')
     return '\n'.join([*lines, str(report)])
 
 
-def _write(path: str, state_dict: Mapping[str, Tensor], meta: Mapping) -> None:
+def _write(path: str, state_dict: Mapping[str, Tensor], identity: Mapping, meta: Mapping) -> None:
     weights = OrderedDict((key, value.detach().clone()) for key, value in state_dict.items())
     if path.endswith(SAFETENSORS_SUFFIX):
         write_safetensors(path, weights, {'format': 'pt', 'mmdat': json.dumps(meta['mmdat'])})
     else:
-        record_identity(weights, meta['mmdat'])
+        record_identity(weights, identity)
         torch.save({'meta': dict(meta), 'state_dict': weights}, path)
 
 
@@ -103,13 +104,3 @@ def _verify(path: str, expected: Mapping[str, Tensor], model: nn.Module) -> None
     if found.keys() != expected.keys() or any(not torch.equal(found[key], expected[key]) for key in found):
         raise CheckpointError(f'{path} was written, but reads differently')
     model.load_state_dict({key: found[key] for key in model.state_dict()}, strict=True)
-
-
-def _summarise(weights: Weights) -> list[str]:
-    """The renaming, with a line for all blocks of all stages."""
-    patterns = Counter(
-        (re.sub(r'\d+', '*', old), re.sub(r'\d+', '*', new)) for old, new in weights.renamed.items()
-    )
-    return [
-        f'{old} -> {new}' + (f' ({count})' if count > 1 else '') for (old, new), count in patterns.items()
-    ]

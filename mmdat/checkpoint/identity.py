@@ -126,7 +126,6 @@ def name_arch(identity: Mapping) -> str | None:
     from ..backbones.dat import ARCHITECTURES  # which imports this package
 
     for name, row in ARCHITECTURES.items():
-        row = {'generation': 'cvpr', **row}
         if all(row[key] == identity.get(key) for key in ('generation', 'embed_dims', 'depths')):
             return name
     return None
