@@ -112,7 +112,7 @@ def _check_data(cfg: Config, split: str) -> None:
                 name = str(dataset.get('type', '')).rpartition('.')[-1]
                 how = f'{_GET_DATA[name]}; ' if name in _GET_DATA else ''
                 raise PreflightError(
-                    f'{split} data {path} does not exist: {how}'
+                    f'{split} data {osp.normpath(path)} does not exist: {how}'
                     'a data set elsewhere is named by `--cfg-options data_root=DIR`'
                 )
 
