@@ -12,13 +12,13 @@ from goldens import official_weights, read_golden
 
 
 class Planted:
-    """Creates a file when it is unpickled in full."""
+    """Creates a folder when it is unpickled in full."""
 
     def __init__(self, path):
         self.path = str(path)
 
     def __reduce__(self):
-        return os.mkdir, (self.path,)
+        return os.makedirs, (self.path, 0o777, True)
 
 
 def weights_of(name: str, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from .errors import CheckpointError
 from .fitting import LoadReport, fit, resize_bias_tables
 from .identity import check_identity
-from .loading import check_weights, load_pretrained
+from .loading import check_weights, load_model, load_pretrained
 from .official import from_official
 from .reading import read_checkpoint, trust_checkpoints
 from .sources import find_checkpoint
@@ -19,6 +19,7 @@ __all__ = [
     'fit',
     'from_official',
     'interpret',
+    'load_model',
     'load_pretrained',
     'read_checkpoint',
     'resize_bias_tables',

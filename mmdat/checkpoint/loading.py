@@ -46,6 +46,33 @@ def load_pretrained(
     return report
 
 
+def load_model(
+    model: nn.Module, checkpoint: str, generation: str | None = None, ignore: tuple[str, ...] = ()
+) -> dict:
+    """Loads a file into a whole model of MMEngine's libraries; what does not fit is an error.
+
+    Args:
+        model: With or without a `DAT`.
+        checkpoint: As in `load_pretrained`.
+        generation: As there.
+        ignore: Prefixes of weights to leave as initialised.
+
+    Returns:
+        What the file holds besides, such as `meta`.
+
+    Raises:
+        CheckpointError: As `load_pretrained`.
+    """
+    content = read_checkpoint(find_checkpoint(checkpoint))
+    weights = interpret(content, checkpoint, generation=generation)
+    check_weights(weights, model)
+    fitted, report = fit(weights, model.state_dict(), ignore=ignore)
+    report.check()
+    model.load_state_dict(fitted)
+    print_log(str(report), logger='current')
+    return {key: value for key, value in content.items() if key not in ('state_dict', 'model')}
+
+
 def check_weights(weights: Weights, model: nn.Module, where: str = '') -> None:
     """Compares generation and arch of a file with those of the `DAT` in a model, if there is one.
 

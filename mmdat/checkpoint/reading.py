@@ -70,12 +70,19 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
     except pickle.UnpicklingError as error:
         if not _trusted:
             raise CheckpointError(_refused(path, str(error))) from None
-        content = torch.load(path, map_location, weights_only=False)
+        content = _read_trusted(path, map_location)
     except Exception as error:  # damage shows in a dozen types
         raise CheckpointError(_damaged(path, error)) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds no weights but a {type(content).__name__}')
     return content
+
+
+def _read_trusted(path: str, map_location: Any) -> Any:
+    try:
+        return torch.load(path, map_location, weights_only=False)
+    except Exception as error:  # whatever the file's code raises, for want of a module for instance
+        raise CheckpointError(f'{path} cannot be unpickled ({type(error).__name__}: {error})') from error
 
 
 def _sniff(path: str) -> str:

@@ -42,7 +42,12 @@ def find_checkpoint(checkpoint: str) -> str:
         raise CheckpointError(
             f'{checkpoint} is neither a path nor an address that starts http(s):// or {SCHEME}'
         )
-    return osp.expanduser(checkpoint)
+    path = osp.expanduser(checkpoint)
+    if not osp.exists(path):
+        release = find_release(file_stem(path))
+        hint = f': {SCHEME}{release.name} instead of the path downloads it' if release else ''
+        raise CheckpointError(f'checkpoint {checkpoint} does not exist{hint}')
+    return path
 
 
 def file_stem(checkpoint: str) -> str:

@@ -57,7 +57,7 @@ def preflight(cfg: Config, training: bool) -> None:
             'repeat the set-up, or hide the GPU with CUDA_VISIBLE_DEVICES='
         )
     _check_launcher(cfg.launcher)
-    if training and 'Amp' in str(cfg.optim_wrapper.type) and not torch.cuda.is_available():
+    if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
         raise PreflightError('mixed precision training needs a GPU, run without --amp')
     _check_checkpoints(cfg, training)
     for split in ('train', 'val') if training else ('test',):

@@ -43,7 +43,7 @@ def test_nothing_is_run(tmp_path, marker, monkeypatch, kind, lazy, environment):
 
 def test_the_refusal_says_what_the_file_asks_for(tmp_path, marker):
     path = save_malicious(tmp_path, 'among the weights', WEIGHTS, marker)
-    assert 'asks for `posix.mkdir`' in refusal(path)
+    assert 'asks for `os.makedirs`' in refusal(path)
     torch.save({'model': torch.nn.Linear(1, 1)}, path)
     assert 'asks for `torch.nn.modules.linear.Linear`' in refusal(path)
 

@@ -5,13 +5,20 @@ import torch
 from mmengine.logging import MMLogger
 from torch import nn
 
+from mmdat.checkpoint import CheckpointError
 from mmdat.engine import StrictCheckpointHook
 
 
-def load(checkpoint: dict, ignore=()) -> dict:
+def load(checkpoint: dict, ignore=(), resume=False) -> dict:
     """The checkpoint's weights after the hook, for a model with `backbone` and `head`."""
     model = nn.ModuleDict({'backbone': nn.Linear(2, 3), 'head': nn.Linear(3, 4)})
-    runner = SimpleNamespace(model=model, logger=MMLogger.get_instance('test'))
+    runner = SimpleNamespace(
+        model=model,
+        logger=MMLogger.get_instance('test'),
+        _load_from='epoch_1.pth',
+        _resume=resume,
+        _train_loop=None,
+    )
     StrictCheckpointHook(ignore).after_load_checkpoint(runner, checkpoint)
     return checkpoint['state_dict']
 
@@ -40,7 +47,11 @@ def test_misfits_are_named(changes, message):
 
 
 def test_ignored_weights_stay_as_initialised():
-    assert set(load(weights(**{'head.weight': torch.zeros(80, 3)}), ignore=('head',))) == {
-        'backbone.weight',
-        'backbone.bias',
-    }
+    loaded = load(weights(**{'head.weight': torch.zeros(80, 3)}), ignore=('head',))
+    assert loaded['head.weight'].shape == (4, 3)
+
+
+def test_weights_alone_are_nothing_to_resume():
+    with pytest.raises(CheckpointError, match=r'no state of a training.*load_from=epoch_1\.pth'):
+        load(weights(), resume=True)
+    load(weights() | {'message_hub': {}}, resume=True)
