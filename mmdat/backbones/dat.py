@@ -357,8 +357,8 @@ class DAT(BaseModule):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if metadata := getattr(destination, '_metadata', None):
-            metadata[prefix[:-1]].update(self.identity)
+        if hasattr(destination, '_metadata'):
+            destination._metadata.setdefault(prefix[:-1], {}).update(self.identity)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if 'generation' in local_metadata:

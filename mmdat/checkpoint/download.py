@@ -1,6 +1,5 @@
 """Downloads that are whole or not there."""
 
-import fcntl
 import os
 import os.path as osp
 from collections.abc import Callable, Iterator
@@ -99,6 +98,8 @@ def _size(path: str) -> int:
 @contextmanager
 def _lock(path: str) -> Iterator[None]:
     """Excludes the other processes of this computer; the file exists for that long only."""
+    import fcntl  # here, so that the backbone can be imported where there is none
+
     while True:
         file = open(path, 'w')  # noqa: SIM115, its lock outlives this function's loop
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -36,6 +36,9 @@ def find_checkpoint(checkpoint: str) -> str:
     if checkpoint.startswith(SCHEME):
         return _find_released(checkpoint)
     if checkpoint.startswith(('http://', 'https://')):
+        for release in RELEASED.values():
+            if release.share in checkpoint:  # the page in a browser, which is not the file
+                return _find_released(SCHEME + release.name)
         path = osp.join(cache_folder(), _name_download(checkpoint))
         return path if osp.isfile(path) else _download(checkpoint, path, checkpoint)
     if '://' in checkpoint:

@@ -94,7 +94,7 @@ def interpret(
     weights = Weights(source, state_dict)
     if 'backbone.patch_proj.0.weight' in state_dict:
         _rename(weights)
-    if 'backbone.patch_embed.projection.weight' in weights.state_dict:
+    if 'backbone.stages.0.blocks.0.mlp.fc1.weight' in weights.state_dict:
         weights.identity = identity or derive_architecture(weights.backbone, weights.derived) | {
             'generation': derive_generation(state_dict, content.get('config'), source)
         }

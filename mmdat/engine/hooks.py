@@ -40,11 +40,15 @@ class StrictCheckpointHook(Hook):
                 f'{weights.source} holds weights, but no state of a training to resume: '
                 f'`--no-resume --cfg-options load_from={weights.source}` starts from them'
             )
-        check_weights(weights, model, ' by `--cfg-options load_generation=...`')
         target = model.state_dict()
-        is_classifier = all(key.startswith(('backbone.', 'head.')) for key in target)
-        backbone_only = weights.is_classifier and not is_classifier and training and not resuming
-        fitted, report = fit(weights, target, backbone_only, self.ignore)
+        is_part = weights.is_classifier and not all(key.startswith(('backbone.', 'head.')) for key in target)
+        if is_part and not training:
+            raise CheckpointError(
+                f'{weights.source} holds a backbone and not the rest of the model: a training can start from '
+                'it, by load_from or init_cfg, but there is nothing to test'
+            )
+        check_weights(weights, model, ' by `--cfg-options load_generation=...`')
+        fitted, report = fit(weights, target, is_part and not resuming, self.ignore)
         report.check(' (`--cfg-options load_ignore=PREFIX,...` leaves such weights as initialised)')
         runner.logger.info(report)
 

@@ -250,9 +250,12 @@ def test_classifiers_of_the_authors(folder, enter, name, file_name):
 
 
 @requires_goldens
-def test_our_training_goes_on(folder, enter):
+@pytest.mark.parametrize('hooks', ['', "custom_hooks = [dict(type='EMAHook')]\n"])
+def test_our_training_goes_on(folder, enter, hooks):
     """With the state of optimizer, schedule and logs, and without running the configuration in the file."""
     write_config(folder)
+    with open('config.py', 'a') as config:
+        config.write(hooks)
     assert enter('none', '', work_dir='work')[0] == 0
     path = folder / 'work' / 'epoch_1.pth'
     content = torch.load(path, weights_only=False)
@@ -269,6 +272,21 @@ def test_our_training_goes_on(folder, enter):
     losses = resumed['message_hub']['log_scalars']['train/loss']
     assert len(losses.data[0]) == 2
     assert resumed['state_dict']._metadata['backbone']['generation'] == 'cvpr'
+    assert ('ema_state_dict' in resumed) == bool(hooks)
+    assert enter('test.py', 'work/epoch_2.pth')[0] == 0
+
+
+@requires_goldens
+def test_averages_start_from_the_authors_weights(folder, enter):
+    write_config(folder)
+    with open('config.py', 'a') as config:
+        config.write("custom_hooks = [dict(type='EMAHook')]\n")
+    path = folder / 'files' / 'dat_tiny_in1k_224.pth'
+    save_classifier(path, weights_of('cvpr_base_128w4'))
+    assert enter('load_from', path, work_dir='work', optim_wrapper__optimizer__lr=0)[0] == 0
+    averages = torch.load('work/epoch_1.pth', weights_only=False)['state_dict']
+    for key, value in from_official(weights_of('cvpr_base_128w4')).items():
+        torch.testing.assert_close(averages[key], value, msg=key)
 
 
 @requires_goldens
