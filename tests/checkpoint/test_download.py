@@ -1,8 +1,7 @@
 import io
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -173,10 +172,15 @@ def test_without_a_network_the_error_says_where_and_whither(home, monkeypatch, c
     assert '\n' not in str(info.value)
 
 
-def test_processes_that_start_together_download_once(server, home):
+def test_processes_that_start_together_download_once(server, home, monkeypatch):
     server.files['/dat_tiny_in1k_224.pth'] = saved(WEIGHTS)
-    script = "from mmdat.checkpoint import find_checkpoint; find_checkpoint('mmdat://dat_tiny_in1k_224')"
-    environment = os.environ | {'MMDAT_MIRROR': server.url}
-    processes = [subprocess.Popen([sys.executable, '-c', script], env=environment) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
+    monkeypatch.setenv('MMDAT_MIRROR', server.url)
+    fork = multiprocessing.get_context('fork')
+    processes = [fork.Process(target=find_checkpoint, args=('mmdat://dat_tiny_in1k_224',)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     assert len(server.requests) == 1
+    assert files_below(home) == {'dat_tiny_in1k_224.pth'}
