@@ -9,7 +9,7 @@ model = dict(
         # 4, which no other stride meets. The authors never released these models.
         key_strides=(1, 1, 2, 1),
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat_tiny_in1k_224.pth'),
+        init_cfg=dict(type='Pretrained', checkpoint='mmdat://dat_tiny_in1k_224'),
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
