@@ -54,12 +54,10 @@ def convert_checkpoint(
     if not weights.identity:
         raise CheckpointError(f'{source} holds no DAT, but {join_names(weights.state_dict, 5)}')
     require_generation(weights.identity, source, ', by --generation')
-    heads = {key: value for key, value in weights.state_dict.items() if not key.startswith('backbone.')}
+    unchecked = {}
     if model is None:
         model = nn.ModuleDict({'backbone': DAT(**derive_settings(weights.backbone, weights.identity))})
-        unchecked = heads
-    else:
-        unchecked = {}
+        unchecked = {k: v for k, v in weights.state_dict.items() if not k.startswith('backbone.')}
     check_weights(weights, model)
     fitted, report = fit(weights, model.state_dict() | unchecked)
     report.check()

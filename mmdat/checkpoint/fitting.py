@@ -90,10 +90,8 @@ def fit(
     report = LoadReport(weights.source)
     report.dropped['buffers that are computed here'] = weights.derived
     state_dict, report.resized = resize_bias_tables(weights.state_dict, target)
-    kept = [key for key in target if key.startswith(ignore)] if ignore else []
-    report.kept['to be ignored'] = kept
-    if ignore:
-        report.dropped['to be ignored'] = _drop(state_dict, lambda key: key.startswith(ignore))
+    kept = report.kept['as asked for'] = [key for key in target if key.startswith(ignore)]
+    report.dropped['as asked for'] = _drop(state_dict, lambda key: key.startswith(ignore))
     if backbone_only:
         report.dropped |= _drop_what_is_not_built(state_dict, target)
         initial = {

@@ -40,16 +40,29 @@ def record_identity(state_dict: Mapping[str, Tensor], identity: Mapping, prefix:
         metadata.setdefault(prefix, {'version': 1}).update(identity)
 
 
-def recorded_identity(content: Mapping, state_dict: Mapping[str, Tensor]) -> dict | None:
-    """The record in a file of ours, or `None`."""
-    for metadata in getattr(state_dict, '_metadata', {}).values():
-        if 'generation' in metadata:
-            return {key: value for key, value in metadata.items() if key != 'version'}
+def recorded_identity(content: Mapping, state_dict: Mapping[str, Tensor], source: str) -> dict | None:
+    """The record in a file of ours, or `None`.
+
+    Raises:
+        CheckpointError: If it makes no sense.
+    """
+    metadata = getattr(state_dict, '_metadata', {}).values()
+    record = next((of_module for of_module in metadata if 'generation' in of_module), None)
     meta = content.get('meta')
-    record = meta.get('mmdat') if isinstance(meta, Mapping) else None
-    if isinstance(record, str):  # safetensors keeps text only
-        record = json.loads(record)
-    return record and {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    if record is None and isinstance(meta, Mapping):
+        record = meta.get('mmdat')
+    if record is None:
+        return None
+    try:
+        record = json.loads(record) if isinstance(record, str) else record  # safetensors keeps text only
+        record = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+        known = record['generation'] in GENERATIONS
+    except (ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f'{source} holds a record of its network that cannot be read') from error
+    if not known:
+        raise CheckpointError(f'{source} is of a generation unknown here, {record["generation"]!r}')
+    record.pop('version', None)  # of the module, which PyTorch keeps beside
+    return record
 
 
 def derive_generation(keys: Iterable[str], config: Any, source: str) -> str | None:
@@ -63,10 +76,9 @@ def derive_generation(keys: Iterable[str], config: Any, source: str) -> str | No
     Raises:
         CheckpointError: If two things disagree.
     """
-    reasons = {}
-    release = find_release(file_stem(source))
-    if release is not None:
-        reasons.setdefault(release.generation, f'it has the name of the released {release.name}')
+    reasons: dict[str, str] = {}
+    if release := find_release(file_stem(source)):
+        reasons[release.generation] = f'it has the name of the released {release.name}'
     settings = config.get('MODEL', {}).get('DAT', {}) if isinstance(config, Mapping) else {}
     if only := sorted(_PLUS_SETTINGS & set(settings)):
         reasons.setdefault('plus', f'its configuration has {only[0]}')
@@ -102,16 +114,16 @@ def check_identity(found: Mapping, expected: Mapping, source: str, how: str = ''
         CheckpointError: If they differ, naming the right arch; or if the file's generation is unknown.
     """
     require_generation(found, source, how)
-    for key, value in expected.items():
-        if found.get(key) is None:
+    for key, ours in expected.items():
+        theirs = found.get(key)
+        if theirs is None:
             continue
-        theirs, ours = found[key], value
-        if isinstance(ours, list | tuple):  # one entry a stage, of the stages that both have
-            theirs, ours = (tuple(pair) for pair in zip(*zip(theirs, ours)))
-        if theirs != ours:
+        # entries of stages: of those that both have
+        both = isinstance(ours, tuple) and isinstance(theirs, tuple) and min(len(ours), len(theirs))
+        if (theirs[:both] != ours[:both]) if both else (theirs != ours):
             raise CheckpointError(
                 f'{source} holds weights of {describe(found)}, but the model is {describe(expected)}: '
-                f'they differ in {key}, {found[key]} and {value}'
+                f'they differ in {key}, {theirs} and {ours}'
             )
 
 

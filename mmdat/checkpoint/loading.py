@@ -36,8 +36,7 @@ def load_pretrained(
     if not weights.identity:
         names = join_names(weights.state_dict, 5)
         raise CheckpointError(f'{checkpoint} holds no DAT, but {names}')
-    where = f", in init_cfg=dict(type='Pretrained', checkpoint='{checkpoint}', generation=...)"
-    check_weights(weights, backbone, where)
+    check_weights(weights, backbone, ", in init_cfg=dict(type='Pretrained', ..., generation=...)")
     target = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
     fitted, report = fit(weights, target, backbone_only=True)
     report.check()
@@ -65,7 +64,7 @@ def load_model(
     """
     content = read_checkpoint(find_checkpoint(checkpoint))
     weights = interpret(content, checkpoint, generation=generation)
-    check_weights(weights, model)
+    check_weights(weights, model, ' (`load_generation` of a config)')
     fitted, report = fit(weights, model.state_dict(), ignore=ignore)
     report.check()
     model.load_state_dict(fitted)

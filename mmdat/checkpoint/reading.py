@@ -59,7 +59,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
     if kind == 'safetensors':
         try:
             tensors, metadata = read_safetensors(path)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # damage shows in a dozen types
             raise CheckpointError(_damaged(path, error)) from error
         return {'meta': metadata, 'state_dict': tensors}
     try:
@@ -71,7 +71,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
         if not _trusted:
             raise CheckpointError(_refused(path, str(error))) from None
         content = _read_trusted(path, map_location)
-    except Exception as error:  # damage shows in a dozen types
+    except Exception as error:
         raise CheckpointError(_damaged(path, error)) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds no weights but a {type(content).__name__}')
@@ -117,6 +117,7 @@ def _sniff(path: str) -> str:
 
 
 def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins so is HTML: what servers send when they mean something else."""
     return head.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<')
 
 

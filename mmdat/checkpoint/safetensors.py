@@ -39,7 +39,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
             raise ValueError(f'a header of {length} bytes')
         header = json.loads(file.read(length))
         data = bytearray(file.read())
-    metadata = header.pop('__metadata__', {})
+    metadata = dict(header.pop('__metadata__', {}))
     tensors = {}
     for name, entry in header.items():
         dtype, shape, (begin, end) = _DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']

@@ -23,6 +23,8 @@ def load_from_mmdat(filename: str, map_location: Any = None) -> dict:
     """
     content = read_checkpoint(find_checkpoint(filename), map_location)
     weights = interpret(content, filename)
+    # Files of mmdet 2.x and mmseg 0.x hold their configuration, which MMEngine would run when resuming.
+    meta = {key: value for key, value in dict(content.get('meta') or {}).items() if key != 'config'}
     if weights.renamed:
         print_log(
             f'{filename}: {len(weights.renamed)} weights of the authors renamed; dropped, buffers that are '
@@ -31,11 +33,9 @@ def load_from_mmdat(filename: str, map_location: Any = None) -> dict:
         )
         state_dict = OrderedDict(weights.state_dict)
         record_identity(state_dict, weights.identity)
-        return {'meta': {}, 'state_dict': state_dict}
+        return {'meta': meta, 'state_dict': state_dict}
     if 'state_dict' not in content:
-        return {'meta': {}, 'state_dict': content.get('model', content)}
-    # Files of mmdet 2.x and mmseg 0.x hold their configuration, which MMEngine would run when resuming.
-    meta = {key: value for key, value in dict(content.get('meta') or {}).items() if key != 'config'}
+        return {'meta': meta, 'state_dict': content.get('model', content)}
     return {**content, 'meta': meta}
 
 

@@ -39,7 +39,8 @@ class Weights:
     @property
     def backbone(self) -> dict[str, Tensor]:
         """The backbone's weights by its own names."""
-        return {k[9:]: v for k, v in self.state_dict.items() if k.startswith('backbone.')}
+        prefix = 'backbone.'
+        return {k.removeprefix(prefix): v for k, v in self.state_dict.items() if k.startswith(prefix)}
 
     def state_generation(self, generation: str | None) -> None:
         """Takes the user's word for it, unless the file says otherwise.
@@ -75,7 +76,7 @@ def interpret(
         CheckpointError: If there are no weights, or names of a DAT that are not known.
     """
     state_dict = _find_state_dict(content, source)
-    identity = recorded_identity(content, state_dict)
+    identity = recorded_identity(content, state_dict, source)
     state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     if prefix is not None:
         prefix = prefix if prefix.endswith('.') else f'{prefix}.'
@@ -104,14 +105,13 @@ def interpret(
 
 def _find_state_dict(content: Mapping, source: str) -> Mapping[str, Tensor]:
     state_dict = next((content[key] for key in ('state_dict', 'model') if key in content), content)
-    tensors = isinstance(state_dict, Mapping) and [
-        key for key, value in state_dict.items() if isinstance(value, Tensor)
-    ]
+    items = state_dict.items() if isinstance(state_dict, Mapping) else []
+    tensors = {key for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
             f'{source} holds no weights, only {join_names(map(str, content), 5) or "nothing"}'
         )
-    if others := [str(key) for key in state_dict if key not in set(tensors)]:
+    if others := [str(key) for key in state_dict if key not in tensors]:
         raise CheckpointError(f'{source}: not weights, but found among them: {join_names(others, 5)}')
     return state_dict
 

@@ -8,10 +8,9 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..backbones import DAT
-from ..checkpoint import describe_mismatch
+from ..checkpoint import load_model
 from .key_points import draw_key_points
 
 MIN_SIDE = 448  # smaller images are enlarged, points on them would touch each other
@@ -33,12 +32,8 @@ class KeyPointPainter:
 
     def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu', predictions: bool = False):
         init_default_scope(cfg.default_scope)
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-        weights = content.get('state_dict', content)
         self.model = MODELS.build(cfg.model)
-        if mismatch := describe_mismatch(weights, self.model.state_dict()):
-            raise ValueError(f'{checkpoint} does not fit the model: {mismatch}')
-        self.model.load_state_dict(weights)
+        content = load_model(self.model, checkpoint, cfg.get('load_generation'))
         self.model.to(device).eval()
         backbones = [module for module in self.model.modules() if isinstance(module, DAT)]
         if not backbones:

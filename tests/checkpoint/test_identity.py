@@ -49,6 +49,21 @@ def test_state_dicts_guard_themselves():
             nn.ModuleDict({'backbone': shared_dat(other)}).load_state_dict(state_dict)
 
 
+@pytest.mark.parametrize('record', ['{"generation"', '[]', {'arch': 'tiny'}, {'generation': 'plus_plus'}, 7])
+def test_a_record_without_sense(tmp_path, record):
+    weights = {key: value for key, value in shared_dat('cvpr').state_dict().items()}
+    path = save(tmp_path / 'x.pth', {'meta': {'mmdat': record}, 'state_dict': weights})
+    with pytest.raises(CheckpointError, match=r'record of its network|generation unknown here'):
+        load_pretrained(shared_dat('cvpr'), path)
+
+
+def test_our_names_without_a_record_are_ambiguous(tmp_path):
+    path = save(tmp_path / 'x.pth', dict(shared_dat('plus').state_dict()))
+    with pytest.raises(CheckpointError, match='does not tell'):
+        load_pretrained(shared_dat('plus'), path)
+    load_pretrained(shared_dat('plus'), path, generation='plus')
+
+
 def test_the_record_costs_no_key():
     state_dict = shared_dat('plus').state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state_dict.values())

@@ -159,6 +159,8 @@ def test_a_file_that_does_not_fit_is_an_error(tmp_path, settings, changes, messa
         ({'optimizer': {}, 'epoch': 3}, 'holds no weights, only optimizer, epoch'),
         ({'model': {'x': torch.zeros(1), 'epoch': 3}}, 'not weights, but found among them: epoch'),
         ({}, 'holds no weights, only nothing'),
+        ({1: torch.zeros(1)}, 'holds no weights, only 1'),
+        ({'state_dict': None}, 'holds no weights, only state_dict'),
         ({'patch_proj.0.weight': torch.zeros(1), 'blocks.0': torch.zeros(1)}, r'not keys of .*: blocks\.0'),
     ],
 )

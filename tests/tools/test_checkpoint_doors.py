@@ -85,6 +85,7 @@ DOORS = {
         ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint={}'],
     ),
     'converter': (['convert_checkpoint.py', '{}', 'clean.pth'], []),
+    'pictures': (['visualize_key_points.py', 'config.py', '{}', 'image.png'], []),
 }
 
 
@@ -304,7 +305,12 @@ def test_a_file_that_does_not_tell_its_generation(folder, enter, door):
     save_classifier(path, weights_of('cvpr_base_128w4'))
     code, output = enter(door, path)
     assert code == 1
-    how = {'converter': '--generation', 'init_cfg': 'generation=...)', 'resume': 'no state'}
+    how = {
+        'converter': '--generation',
+        'init_cfg': 'generation=...)',
+        'resume': 'no state',
+        'pictures': 'load_generation',
+    }
     assert how.get(door, '--cfg-options load_generation=') in output
     if door == 'converter':
         assert enter(door, path, '--generation', 'cvpr')[0] == 0
