@@ -3,6 +3,6 @@ _base_ = 'dat_t_3x_coco.py'
 model = dict(
     backbone=dict(
         arch='small',
-        init_cfg=dict(checkpoint='checkpoints/dat_small_in1k_224.pth'),
+        init_cfg=dict(checkpoint='mmdat://dat_small_in1k_224'),
     )
 )
