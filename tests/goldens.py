@@ -44,22 +44,24 @@ def official_weights(keys: dict[str, list[int]], offset_gain: float) -> dict[str
     return fill_rule().fill(state_dict, offset_gain)
 
 
-def dat_settings(config: dict) -> dict:
-    """Our settings for a configuration of the authors' CVPR'22 classifier."""
+def dat_settings(config: dict, generation: str = 'cvpr') -> dict:
+    """Our settings for a configuration of the authors' models."""
 
     def deformable(key: str):
         """The one value of the stages with deformable attention."""
         (value,) = {v for v, spec in zip(config[key], config['stage_spec'], strict=True) if 'D' in spec}
         return value
 
+    offset_range = 0 if deformable('no_offs') else deformable('offset_range_factor')
     if deformable('dwc_pes'):
         pos_bias = 'dwconv'
     elif deformable('fixed_pes'):
         pos_bias = 'fixed'
     else:
         pos_bias = 'relative' if deformable('use_pes') else None
-    return dict(
+    settings = dict(
         arch=dict(
+            generation=generation,
             embed_dims=config['dims'][0],
             depths=tuple(config['depths']),
             num_heads=tuple(config['heads']),
@@ -70,29 +72,47 @@ def dat_settings(config: dict) -> dict:
         window_size=config['window_sizes'][0],
         mlp_ratio=config['expansion'],
         key_strides=[max(r, 1) for r in config['strides']],
-        offset_range=0 if deformable('no_offs') else deformable('offset_range_factor'),
+        offset_range=offset_range if offset_range >= 0 else None,
         pos_bias=pos_bias,
         overlap_patches=config['use_conv_patches'],
     )
+    if generation == 'plus':
+        settings |= dict(
+            neighborhood_size=config['nat_ksizes'][0],
+            pos_bias=pos_bias if offset_range else None,  # without offsets the authors switch it off
+            lpu=config['use_lpus'][0],
+            conv_mlp=config['use_dwc_mlps'][0],
+            out_indices=config.get('out_indices', (0, 1, 2, 3)),
+        )
+    return settings
 
 
-def build_golden_model(case: dict, **settings) -> tuple[DAT, torch.nn.Linear]:
-    """Backbone and classifier of a golden case with its weights, in float64 and evaluation mode."""
+def case_settings(case: dict) -> dict:
+    """Our settings for a golden case."""
+    return dat_settings(case['config'], 'cvpr' if case['model'] == 'cvpr' else 'plus')
+
+
+def build_golden_model(case: dict, **settings) -> tuple[DAT, torch.nn.Linear | None]:
+    """Backbone and head (of a classifier) of a golden case with its weights, in float64, for evaluation."""
+    settings = case_settings(case) | settings
     weights = from_official(official_weights(case['keys'], case['offset_gain']))
-    backbone = DAT(**dat_settings(case['config']) | settings)
-    head = torch.nn.Linear(*weights['head.fc.weight'].T.shape)
-    model = torch.nn.ModuleDict({'backbone': backbone, 'head': torch.nn.ModuleDict({'fc': head})})
-    names = set(model.state_dict())
-    expected_missing = {n for n in names if n.startswith('backbone.norm') and n not in weights}
-    assert set(weights) == names - expected_missing
-    model.double().load_state_dict(weights, strict=False)
-    return backbone.eval(), head
+    # idle without offsets, where the authors' DAT++ has them in other sizes
+    optional = {name for name in weights if settings['offset_range'] == 0 and '.attn.offset.' in name}
+    weights = {name: value for name, value in weights.items() if name not in optional}
+    model = torch.nn.ModuleDict({'backbone': DAT(**settings)})
+    if 'head.fc.weight' in weights:
+        head = torch.nn.Linear(*weights['head.fc.weight'].T.shape)
+        model['head'] = torch.nn.ModuleDict({'fc': head})
+    missing, unexpected = model.double().load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(name in optional or name.startswith('backbone.norm') for name in missing)
+    return model['backbone'].eval(), model['head']['fc'] if 'head' in model else None
 
 
 def build_attention(case: dict) -> tuple[torch.nn.Module, dict[str, str]]:
     """The attention module of a gradient case in float64, and the official names of its parameters."""
     stage, block = (int(n) for n in case['block'].removeprefix('stages.').split('.attns.'))
-    attention = DAT(**dat_settings(case['config'])).double().stages[stage].blocks[block].attn
+    attention = DAT(**case_settings(case)).double().stages[stage].blocks[block].attn
     ours = f'backbone.stages.{stage}.blocks.{block}.attn.'
     official_name_of = {}
     for name in case['grad_norms'].keys() - {'input'}:

@@ -26,14 +26,16 @@ def golden_case():
 
 
 @requires_goldens
-def test_from_official_is_pure_and_complete(golden_case):
-    case, _ = golden_case
+@pytest.mark.parametrize('name', ['cvpr_base_128w4', 'pp_base_128', 'pp_sra_128', 'det_base_128x192'])
+def test_from_official_is_pure_and_complete(name):
+    case, _ = read_golden(name)
     official = official_weights(case['keys'], case['offset_gain'])
     before = {key: value.clone() for key, value in official.items()}
     ours = from_official(official)
     assert official.keys() == before.keys()
     assert all(torch.equal(official[key], before[key]) for key in before)
-    assert {key.partition('.')[0] for key in ours} == {'backbone', 'head'}
+    models = {'backbone', 'head'} if 'cls_head.weight' in official else {'backbone'}
+    assert {key.partition('.')[0] for key in ours} == models
     derived = ('relative_position_index', 'attn_mask')
     assert len(ours) == sum(not key.endswith(derived) for key in official)
     learned = sum(v.numel() for k, v in official.items() if not k.endswith(derived))
@@ -41,8 +43,8 @@ def test_from_official_is_pure_and_complete(golden_case):
 
 
 def test_from_official_names_keys_it_does_not_know():
-    with pytest.raises(ValueError, match=r'stages\.0\.local_perception_units\.0\.weight'):
-        from_official({'stages.0.local_perception_units.0.weight': torch.zeros(1)})
+    with pytest.raises(ValueError, match=r'stages\.0\.attns\.0\.proj_x\.weight'):
+        from_official({'stages.0.attns.0.proj_x.weight': torch.zeros(1)})
 
 
 @requires_goldens

@@ -1,4 +1,7 @@
-"""DAT, "Vision Transformer with Deformable Attention" (Xia et al., CVPR 2022)."""
+"""DAT, "Vision Transformer with Deformable Attention" (Xia et al., CVPR 2022), and its successor DAT++.
+
+DAT++ is "DAT++: Spatially Dynamic Vision Transformer with Deformable Attention" (Xia et al., 2023).
+"""
 
 import difflib
 import inspect
@@ -12,35 +15,95 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import load_pretrained
-from ..layers import MLP, DeformableAttention, Downsample, DropPath, WindowAttention
+from ..layers import (
+    MLP,
+    ConvStem,
+    DeformableAttention,
+    DeformableDETRAttention,
+    DepthwiseConv,
+    Downsample,
+    DropPath,
+    NeighborhoodAttention,
+    SpatialReductionAttention,
+    WindowAttention,
+)
 
-# Table 1: C, blocks, heads and offset groups of the stages. Stages 1 and 2 are deformable, and so use
-# their offset groups, only in the ablation of Table 7.
-_COLUMNS = ('embed_dims', 'depths', 'num_heads', 'offset_groups')
+# Table 1: C, blocks, heads and offset groups of the stages, after the generation of the model. Stages 1
+# and 2 of CVPR'22 are deformable, and so use their offset groups, only in the ablation of Table 7.
+_SIZES = ('embed_dims', 'depths', 'num_heads', 'offset_groups')
+_COLUMNS = ('generation', *_SIZES)
 ARCHITECTURES = {
-    'tiny':  dict(zip(_COLUMNS, ( 96, (2, 2,  6, 2), (3, 6, 12, 24), (1, 2, 3, 6)))),
-    'small': dict(zip(_COLUMNS, ( 96, (2, 2, 18, 2), (3, 6, 12, 24), (1, 2, 3, 6)))),
-    'base':  dict(zip(_COLUMNS, (128, (2, 2, 18, 2), (4, 8, 16, 32), (1, 2, 4, 8)))),
+    'tiny':       dict(zip(_COLUMNS, ('cvpr',  96, (2, 2,  6, 2), (3, 6, 12, 24), (1, 2, 3,  6)))),
+    'small':      dict(zip(_COLUMNS, ('cvpr',  96, (2, 2, 18, 2), (3, 6, 12, 24), (1, 2, 3,  6)))),
+    'base':       dict(zip(_COLUMNS, ('cvpr', 128, (2, 2, 18, 2), (4, 8, 16, 32), (1, 2, 4,  8)))),
+    'plus_tiny':  dict(zip(_COLUMNS, ('plus',  64, (2, 4, 18, 2), (2, 4,  8, 16), (1, 2, 4,  8)))),
+    'plus_small': dict(zip(_COLUMNS, ('plus',  96, (2, 4, 18, 2), (3, 6, 12, 24), (1, 2, 3,  6)))),
+    'plus_base':  dict(zip(_COLUMNS, ('plus', 128, (2, 4, 18, 2), (4, 8, 16, 32), (2, 4, 8, 16)))),
 }  # fmt: skip
 ALIASES = {'t': 'tiny', 's': 'small', 'b': 'base'}
+ALIASES |= {f'plus_{short}': f'plus_{name}' for short, name in ALIASES.items()}
+
+# Settings whose defaults depend on the generation, and the coordinates of deformable attention, which it
+# decides.
+GENERATIONS = {
+    'cvpr': dict(
+        block_patterns=('LS', 'LS', 'LD', 'LD'),
+        key_strides=(1, 1, 1, 1),
+        offset_range=2.0,
+        overlap_patches=False,
+        lpu=False,
+        conv_mlp=False,
+    ),
+    'plus': dict(
+        block_patterns=('ND', 'ND', 'ND', 'DD'),
+        key_strides=(8, 4, 2, 1),
+        offset_range=None,
+        overlap_patches=True,
+        lpu=True,
+        conv_mlp=True,
+    ),
+}
+COORDINATES = {'cvpr': 'half_pixel', 'plus': 'corners'}
 
 NUM_STAGES = 4
-BLOCKS = {'L': 'local window', 'S': 'shifted window', 'D': 'deformable'}
+BLOCKS = {
+    'L': 'local window',
+    'S': 'shifted window',
+    'N': 'neighbourhood',
+    'D': 'deformable',
+    'P': 'spatial reduction (PVT)',
+    'Q': 'points of each query (Deformable DETR)',
+}
 POSITION_BIASES = ('relative', 'fixed', 'dwconv', None)
 
 
 class DATBlock(nn.Module):
-    """Transformer block: attention and MLP, each with pre-norm and a residual (Equations 4 and 5)."""
+    """Transformer block: attention and MLP, each with pre-norm and a residual (Equations 4 and 5).
 
-    def __init__(self, embed_dims: int, attn: nn.Module, mlp_ratio: float, drop_path: float):
+    In DAT++ a local perception unit, a depth-wise convolution with a residual, stands before them, and
+    the MLP has a depth-wise convolution as well.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        attn: nn.Module,
+        mlp_ratio: float,
+        drop_path: float,
+        lpu: bool = False,
+        conv_mlp: bool = False,
+    ):
         super().__init__()
+        self.lpu = DepthwiseConv(embed_dims) if lpu else None
         self.norm1 = nn.LayerNorm(embed_dims)
         self.attn = attn
         self.norm2 = nn.LayerNorm(embed_dims)
-        self.mlp = MLP(embed_dims, int(mlp_ratio * embed_dims))
+        self.mlp = MLP(embed_dims, int(mlp_ratio * embed_dims), conv_mlp)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.lpu is not None:
+            x = x + self.lpu(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))  # Eq. (4)
         x = x + self.drop_path(self.mlp(self.norm2(x)))  # Eq. (5)
         return x
@@ -67,39 +130,50 @@ class DATStage(nn.Module):
 
 @MODELS.register_module()
 class DAT(BaseModule):
-    """Deformable Attention Transformer of the CVPR'22 paper, as a backbone of feature pyramids.
+    """Deformable Attention Transformer, CVPR'22 and DAT++, as a backbone of feature pyramids.
 
-    The defaults are the paper's models. Their released weights are exact at `img_size`; at other sizes
-    windows are padded and the deformable bias tables are stretched over the map.
+    The defaults are the published models. Weights released for CVPR'22 are exact at `img_size`; at other
+    sizes windows are padded and the deformable bias tables are stretched over the map, which the DAT++
+    models do by design.
 
     Args:
-        arch: `'tiny' | 'small' | 'base'` (or `'t' | 's' | 'b'`), or a dict with `embed_dims` (channels of
+        arch: `'tiny' | 'small' | 'base'` of CVPR'22 (or `'t' | 's' | 'b'`), `'plus_tiny' | 'plus_small' |
+            'plus_base'` of DAT++ (or `'plus_t'` and so on), or a dict with `embed_dims` (channels of
             stage 1; they double from stage to stage), `depths`, `num_heads` and `offset_groups` (one
-            entry a stage).
+            entry a stage), and `generation`, `'cvpr'` (if not given) or `'plus'`. The generation decides
+            the coordinates of deformable attention, which weights and shapes do not show, and the
+            defaults of the settings in `design`.
         img_size: Nominal side of the (square) images in pixels. It sizes the bias tables, not the
             input: images of every size are accepted.
         in_channels: Channels of the images.
-        block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local
-            window, `S` shifted window, `D` deformable (Table 7 varies them).
-        window_size: Side of the windows, 7 in the paper, 12 at 384 pixels.
+        window_size: Side of the windows of `L` and `S` blocks, 7 in the paper, 12 at 384 pixels.
+        neighborhood_size: Side of the neighbourhoods of `N` blocks, odd.
         mlp_ratio: Expansion of the MLPs.
-        key_strides: Down-sampling factor `r` from queries to keys in each stage (Section 3.2).
-            Checkpoints fit every stride.
         offset_kernel_sizes: Kernels of the offset networks in each stage, odd.
-        offset_range: Largest offset `s` of a key in cells of the key grid (Figure 4); 0 switches
-            deformation off (Table 6).
+        num_points: Points of a query and head in the `Q` blocks of each stage (Table 8).
         pos_bias: Position bias of deformable attention, `'relative' | 'fixed' | 'dwconv' | None`
             (Table 6).
-        overlap_patches: Overlapping convolutions as patch embedding and down-projections (DAT-T*,
-            Table 9).
-        drop_path_rate: Stochastic depth in [0, 1), rising linearly over the blocks. The paper trains
-            tiny, small and base with 0.2, 0.3 and 0.5 on ImageNet.
+        drop_path_rate: Stochastic depth in [0, 1), rising linearly over the blocks. On ImageNet tiny,
+            small and base were trained with 0.2, 0.3 and 0.5, in DAT++ with 0.2, 0.4 and 0.7.
         out_indices: Stages (0 to 3) whose maps are returned. Stages after the last are not built.
         frozen_stages: -1 freezes nothing, 0 the patch embedding, `n` the first `n` stages as well.
             Frozen parts stay in evaluation mode under `train()`.
         with_cp: Activation checkpointing: recompute each block in the backward pass.
         init_cfg: As in MMEngine. `dict(type='Pretrained', checkpoint=FILE)` also takes the authors'
             classifier files, see `mmdat.checkpoint.load_pretrained`.
+        **design: Settings with defaults of the generation, see `GENERATIONS`:
+
+            - block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local
+              window, `S` shifted window, `N` neighbourhood, `D` deformable (Table 7 varies them), `P`
+              spatial reduction (Table 6), `Q` points of each query as in Deformable DETR (Table 8).
+            - key_strides: Down-sampling factor `r` from queries to keys in each stage, in `D`
+              (Section 3.2) and `P` blocks. Weights of `D` blocks fit every stride.
+            - offset_range: Largest offset `s` of a key in cells of the key grid (Figure 4); 0 switches
+              deformation off (Table 6), `None` bounds the points to the map instead.
+            - overlap_patches: Overlapping convolutions as patch embedding and down-projections (DAT-T*,
+              Table 9). The patch embedding is one convolution in CVPR'22 and two in DAT++.
+            - lpu: Local perception units, depth-wise convolutions before the blocks (DAT++).
+            - conv_mlp: Depth-wise convolutions in the MLPs (DAT++).
 
     Raises:
         ValueError: For settings that are unknown, out of range or do not fit each other.
@@ -110,38 +184,39 @@ class DAT(BaseModule):
         arch: str | Mapping = 'tiny',
         img_size: int = 224,
         in_channels: int = 3,
-        block_patterns: Sequence[str] = ('LS', 'LS', 'LD', 'LD'),
         window_size: int = 7,
+        neighborhood_size: int = 7,
         mlp_ratio: float = 4.0,
-        key_strides: Sequence[int] = (1, 1, 1, 1),
         offset_kernel_sizes: Sequence[int] = (9, 7, 5, 3),
-        offset_range: float = 2.0,
+        num_points: Sequence[int] = (16, 16, 16, 16),
         pos_bias: str | None = 'relative',
-        overlap_patches: bool = False,
         drop_path_rate: float = 0.2,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
-        **unknown,
+        **design,
     ):
-        if unknown:
-            raise ValueError(_describe_unknown('setting', unknown, _setting_names()))
         arch = resolve_arch(arch)
+        defaults = GENERATIONS[arch['generation']]
+        if unknown := design.keys() - defaults.keys():
+            raise ValueError(_describe_unknown('setting', unknown, _setting_names()))
+        design = defaults | design
         check_settings(
             arch,
             img_size=img_size,
-            block_patterns=block_patterns,
             window_size=window_size,
-            key_strides=key_strides,
+            neighborhood_size=neighborhood_size,
             offset_kernel_sizes=offset_kernel_sizes,
-            offset_range=offset_range,
+            num_points=num_points,
             pos_bias=pos_bias,
             drop_path_rate=drop_path_rate,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
+            **design,
         )
         super().__init__(init_cfg=init_cfg)
+        self.generation = arch['generation']
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
 
@@ -149,29 +224,49 @@ class DAT(BaseModule):
         dims = [arch['embed_dims'] * 2**i for i in range(NUM_STAGES)]
         last = max(sum(depths) - 1, 1)
         drop_paths = iter([drop_path_rate * n / last for n in range(sum(depths))])
+        key_strides, overlap = design['key_strides'], design['overlap_patches']
 
-        self.patch_embed = Downsample(in_channels, dims[0], 4, overlap_patches, bias=True)
-        self.stages = nn.ModuleList()
-        for i in range(self.out_indices[-1] + 1):
-            blocks = []
-            for letter in islice(cycle(block_patterns[i]), depths[i]):
-                if letter == 'D':
-                    attn = DeformableAttention(
+        def build_attention(letter: str, i: int) -> nn.Module:
+            match letter:
+                case 'L' | 'S':
+                    return WindowAttention(dims[i], num_heads[i], window_size, shifted=letter == 'S')
+                case 'N':
+                    return NeighborhoodAttention(dims[i], num_heads[i], neighborhood_size)
+                case 'P':
+                    return SpatialReductionAttention(dims[i], num_heads[i], key_strides[i])
+                case 'Q':
+                    return DeformableDETRAttention(dims[i], num_heads[i], num_points[i])
+                case 'D':
+                    return DeformableAttention(
                         dims[i],
                         num_heads[i],
                         offset_groups=arch['offset_groups'][i],
                         map_size=(-(-img_size // 2 ** (i + 2)),) * 2,
                         key_stride=key_strides[i],
                         kernel_size=offset_kernel_sizes[i],
-                        offset_range=offset_range,
+                        offset_range=design['offset_range'],
                         pos_bias=pos_bias,
+                        coordinates=COORDINATES[self.generation],
                     )
-                else:
-                    attn = WindowAttention(dims[i], num_heads[i], window_size, shifted=letter == 'S')
-                blocks.append(DATBlock(dims[i], attn, mlp_ratio, next(drop_paths)))
-            downsample = (
-                Downsample(dims[i - 1], dims[i], 2, overlap_patches, bias=False) if i else nn.Identity()
-            )
+
+        if self.generation == 'plus' and overlap:
+            self.patch_embed = ConvStem(in_channels, dims[0])
+        else:
+            self.patch_embed = Downsample(in_channels, dims[0], 4, overlap, bias=True)
+        self.stages = nn.ModuleList()
+        for i in range(self.out_indices[-1] + 1):
+            downsample = Downsample(dims[i - 1], dims[i], 2, overlap, bias=False) if i else nn.Identity()
+            blocks = [
+                DATBlock(
+                    dims[i],
+                    build_attention(letter, i),
+                    mlp_ratio,
+                    next(drop_paths),
+                    lpu=design['lpu'],
+                    conv_mlp=design['conv_mlp'],
+                )
+                for letter in islice(cycle(design['block_patterns'][i]), depths[i])
+            ]
             self.stages.append(DATStage(downsample, blocks, with_cp))
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
@@ -222,6 +317,28 @@ class DAT(BaseModule):
                 hook.remove()
         return locations
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for mmpretrain's layer-wise learning rate decay.
+
+        Args:
+            param_name: Name of the parameter in a model.
+            prefix: Where the backbone is in the model, such as `'backbone.'`.
+
+        Returns:
+            The depth, and the number of depths: 0 is the patch embedding, block `n` of all has depth
+            `n` from 1 on, a down-projection that of the block before it. Output norms, and parameters
+            outside `prefix`, have the last depth.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        if param_name.startswith(f'{prefix}patch_embed.'):
+            return 0, num_layers
+        if not param_name.startswith(f'{prefix}stages.'):
+            return num_layers - 1, num_layers
+        stage, part, block = param_name.removeprefix(f'{prefix}stages.').split('.')[:3]
+        before = sum(depths[: int(stage)])
+        return before + int(block) + 1 if part == 'blocks' else before, num_layers
+
     def init_weights(self):
         """Initialise as `init_cfg` says. A pretrained file must fit, see `load_pretrained`."""
         init_cfg = self.init_cfg
@@ -248,7 +365,7 @@ class DAT(BaseModule):
 
 
 def resolve_arch(arch: str | Mapping) -> dict:
-    """The row of Table 1 that `arch` names, or `arch` itself if it is a complete row.
+    """The row of Table 1 that `arch` names, or `arch` itself, of CVPR'22 if it names no generation.
 
     Raises:
         ValueError: If the name is unknown, or keys are missing or unknown.
@@ -260,9 +377,12 @@ def resolve_arch(arch: str | Mapping) -> dict:
         return ARCHITECTURES[name]
     if unknown := arch.keys() - set(_COLUMNS):
         raise ValueError(_describe_unknown('key of arch', unknown, _COLUMNS))
-    if missing := set(_COLUMNS) - arch.keys():
-        raise ValueError(f'arch lacks {sorted(missing)}, it needs {_COLUMNS}')
-    return dict(arch)
+    if missing := set(_SIZES) - arch.keys():
+        raise ValueError(f'arch lacks {sorted(missing)}, it needs {_SIZES}')
+    arch = {'generation': 'cvpr', **arch}
+    if arch['generation'] not in GENERATIONS:
+        raise ValueError(_describe_unknown('generation', [arch['generation']], GENERATIONS))
+    return arch
 
 
 def check_settings(arch: Mapping, **settings):
@@ -273,7 +393,8 @@ def check_settings(arch: Mapping, **settings):
             raise ValueError(f'{what}, got ' + ', '.join(f'{k}={v!r}' for k, v in values.items()))
 
     per_stage = {k: arch[k] for k in ('depths', 'num_heads', 'offset_groups')}
-    per_stage |= {k: settings[k] for k in ('block_patterns', 'key_strides', 'offset_kernel_sizes')}
+    names = ('block_patterns', 'key_strides', 'offset_kernel_sizes', 'num_points')
+    per_stage |= {k: settings[k] for k in names}
     for name, values in per_stage.items():
         is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
         require(
@@ -281,10 +402,10 @@ def check_settings(arch: Mapping, **settings):
             f'{name} needs one entry for each of the {NUM_STAGES} stages',
             **{name: values},
         )
-    for name in ('depths', 'num_heads', 'offset_groups', 'key_strides'):
+    for name in ('depths', 'num_heads', 'offset_groups', 'key_strides', 'num_points'):
         positive = all(isinstance(n, int) and n > 0 for n in per_stage[name])
         require(positive, f'{name} must be positive integers', **{name: per_stage[name]})
-    for name in ('img_size', 'window_size'):
+    for name in ('img_size', 'window_size', 'neighborhood_size'):
         value = settings[name]
         positive = isinstance(value, int) and value > 0
         require(positive, f'{name} must be a positive integer', **{name: value})
@@ -314,14 +435,19 @@ def check_settings(arch: Mapping, **settings):
                 num_heads=num_heads,
                 offset_groups=groups,
             )
-    kernel_sizes = settings['offset_kernel_sizes']
+    kernel_sizes, size = settings['offset_kernel_sizes'], settings['neighborhood_size']
     require(
         all(k > 0 and k % 2 for k in kernel_sizes),
         'offset_kernel_sizes must be odd',
         offset_kernel_sizes=kernel_sizes,
     )
+    require(size % 2 == 1, 'neighborhood_size must be odd', neighborhood_size=size)
     offset_range = settings['offset_range']
-    require(offset_range >= 0, 'offset_range must not be negative', offset_range=offset_range)
+    require(
+        offset_range is None or offset_range >= 0,
+        'offset_range must not be negative',
+        offset_range=offset_range,
+    )
     pos_bias = settings['pos_bias']
     require(pos_bias in POSITION_BIASES, f'pos_bias is one of {POSITION_BIASES}', pos_bias=pos_bias)
     rate = settings['drop_path_rate']
@@ -341,7 +467,8 @@ def check_settings(arch: Mapping, **settings):
 
 
 def _setting_names() -> list[str]:
-    return [name for name in inspect.signature(DAT).parameters if name != 'unknown']
+    names = [name for name in inspect.signature(DAT).parameters if name != 'design']
+    return names + list(GENERATIONS['cvpr'])
 
 
 def _describe_unknown(kind: str, names: Iterable[str], allowed: Iterable[str]) -> str:

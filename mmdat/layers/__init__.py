@@ -1,7 +1,22 @@
 from .deformable_attention import DeformableAttention
-from .downsample import Downsample
+from .deformable_detr_attention import DeformableDETRAttention
+from .depthwise_conv import DepthwiseConv
+from .downsample import ConvStem, Downsample
 from .drop_path import DropPath
 from .mlp import MLP
+from .neighborhood_attention import NeighborhoodAttention
+from .spatial_reduction_attention import SpatialReductionAttention
 from .window_attention import WindowAttention
 
-__all__ = ['MLP', 'DeformableAttention', 'Downsample', 'DropPath', 'WindowAttention']
+__all__ = [
+    'MLP',
+    'ConvStem',
+    'DeformableAttention',
+    'DeformableDETRAttention',
+    'DepthwiseConv',
+    'Downsample',
+    'DropPath',
+    'NeighborhoodAttention',
+    'SpatialReductionAttention',
+    'WindowAttention',
+]

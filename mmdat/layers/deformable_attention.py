@@ -3,7 +3,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention, deformable_attention, sample_features
-from ..ops.deformable_attention import offset_unit, reference_points
+from ..ops.deformable_attention import Coordinates, offset_unit, reference_points
+from .depthwise_conv import DepthwiseConv
 
 
 class OffsetNetwork(nn.Module):
@@ -45,12 +46,17 @@ class DeformableAttention(nn.Module):
             stretch the table over them.
         key_stride: Down-sampling factor `r`: a map of `H` rows has `ceil(H / r)` rows of keys.
         kernel_size: Kernel of the offset network.
-        offset_range: Largest offset `s`, in cells of the key grid. 0 leaves the keys at the reference
-            points; the idle offset network stays for checkpoints, frozen. (The released code reads 0
-            as "unbounded", which no model of the paper uses.)
+        offset_range: Largest offset `s`, in cells of the key grid. `None` bounds the points instead of
+            the offsets, which then are in normalised coordinates: CVPR'22 squashes points into the map
+            by tanh, DAT++ clamps them, as its released models do. 0 switches deformation off: CVPR'22
+            samples at the reference points, DAT++ averages `r x r` pixels for a key; the idle offset
+            network stays for checkpoints, frozen. (The CVPR'22 code reads 0 as neither bounded nor
+            squashed, which no model of the paper uses.)
         pos_bias: `'relative'`, the deformable bias table; `'fixed'`, one bias for each pair of query
             and key; `'dwconv'`, a depth-wise convolution of the queries added to the output; or
             `None` (Table 6).
+        coordinates: Where keys and queries lie, and what `offset_range` means: `'half_pixel'` in
+            CVPR'22, `'corners'` in DAT++. See `mmdat/ops/deformable_attention/coordinates.py`.
     """
 
     def __init__(
@@ -61,8 +67,9 @@ class DeformableAttention(nn.Module):
         map_size: tuple[int, int],
         key_stride: int = 1,
         kernel_size: int = 5,
-        offset_range: float = 2.0,
+        offset_range: float | None = 2.0,
         pos_bias: str | None = 'relative',
+        coordinates: Coordinates = 'half_pixel',
     ):
         super().__init__()
         self.num_heads = num_heads
@@ -70,10 +77,11 @@ class DeformableAttention(nn.Module):
         self.key_stride = key_stride
         self.offset_range = offset_range
         self.pos_bias = pos_bias
+        self.coordinates = coordinates
 
         self.q = nn.Linear(embed_dims, embed_dims)
         self.offset = OffsetNetwork(embed_dims // offset_groups, kernel_size, key_stride)
-        self.offset.requires_grad_(offset_range > 0)
+        self.offset.requires_grad_(offset_range != 0)
         self.k = nn.Linear(embed_dims, embed_dims)
         self.v = nn.Linear(embed_dims, embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
@@ -87,30 +95,36 @@ class DeformableAttention(nn.Module):
             table = torch.empty(num_heads, height * width, num_keys)
             self.position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.01))
         elif pos_bias == 'dwconv':
-            self.position_bias_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+            self.position_bias_conv = DepthwiseConv(embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
         _, height, width, _ = x.shape
         q = self.q(x)
         locations = self._deform(q).flatten(2, 3)  # (B, G, N_k, 2)
-        sampled = sample_features(x, locations)  # Eq. (7), (8)
+        if self.offset_range == 0 and self.coordinates == 'corners':
+            sampled = average_cells(x, self.key_stride)
+        else:
+            sampled = sample_features(x, locations)  # Eq. (7), (8)
         k, v = self.k(sampled), self.v(sampled)  # Eq. (6)
         heads = [self._split_heads(t) for t in (q.flatten(1, 2), k, v)]
         if self.pos_bias == 'relative':
-            z = deformable_attention(*heads, self.position_bias_table, locations, (height, width))  # Eq. (9)
+            z = deformable_attention(  # Eq. (9)
+                *heads, self.position_bias_table, locations, (height, width), self.coordinates
+            )
         else:
             z = attention(*heads, self._fixed_bias(height, width))
         z = z.transpose(1, 2).flatten(2).view(q.shape)
         if self.pos_bias == 'dwconv':
-            z = z + self.position_bias_conv(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            z = z + self.position_bias_conv(q)
         return self.proj(z)  # Eq. (3)
 
     def sampling_locations(self, x: Tensor) -> Tensor:
         """Where the keys of the input `x` `(B, H, W, C)` are sampled, `(B, G, H_k, W_k, 2)`.
 
         Last dimension `(y, x)`, normalised such that -1 and +1 are the centres of the map's border
-        pixels. Points may lie outside, where features are zero.
+        pixels. Points may lie outside, where features are zero. Where keys are averages, these are
+        their nominal places.
         """
         return self._deform(self.q(x))
 
@@ -119,15 +133,17 @@ class DeformableAttention(nn.Module):
         grid = self._num_keys(height), self._num_keys(width)
         # positions need more digits than bfloat16 has
         dtype = torch.promote_types(q.dtype, torch.float32)
-        points = reference_points(*grid, dtype=dtype, device=q.device)
+        points = reference_points(*grid, self.coordinates, dtype=dtype, device=q.device)
         if self.offset_range == 0:
-            return points.expand(batch, self.offset_groups, *grid, 2)
+            return points.clamp(-1, 1).expand(batch, self.offset_groups, *grid, 2)
         q = q.unflatten(-1, (self.offset_groups, -1)).permute(0, 3, 4, 1, 2)
-        offsets = self.offset(q.flatten(0, 1)).to(dtype)
+        offsets = self.offset(q.flatten(0, 1)).to(dtype).unflatten(0, (batch, self.offset_groups))
+        if self.offset_range is None:
+            points = points + offsets
+            return points.tanh() if self.coordinates == 'half_pixel' else points.clamp(-1, 1)
         # dp <- s tanh(dp), with s in cells of the key grid
-        unit = points.new_tensor([offset_unit(size) for size in grid])
-        offsets = offsets.tanh() * (self.offset_range * unit)
-        return points + offsets.unflatten(0, (batch, self.offset_groups))
+        unit = points.new_tensor([offset_unit(size, self.coordinates) for size in grid])
+        return points + offsets.tanh() * (self.offset_range * unit)
 
     def _fixed_bias(self, height: int, width: int) -> Tensor | None:
         if self.pos_bias != 'fixed':
@@ -142,3 +158,9 @@ class DeformableAttention(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def average_cells(x: Tensor, size: int) -> Tensor:
+    """Means of the cells of `size x size` pixels: `(B, H, W, C)` to `(B, N, C)`, row-major."""
+    x = F.avg_pool2d(x.permute(0, 3, 1, 2), size, ceil_mode=True)
+    return x.flatten(2).transpose(1, 2)

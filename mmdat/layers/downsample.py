@@ -7,7 +7,7 @@ class Downsample(nn.Module):
 
     Patch embedding and the down-projections between stages (paper Section 3.3, Table 9). Sides that
     the stride does not divide are padded with zeros at the right and the bottom, so a map of `H` rows
-    leaves with `ceil(H / stride)`.
+    leaves with `ceil(H / stride)`. (The authors' code leaves out what is over.)
 
     Args:
         in_channels: Channels of the input.
@@ -40,3 +40,21 @@ class Downsample(nn.Module):
             x = F.pad(x, (0, -width % columns, 0, -height % rows))
         x = self.projection(x).permute(0, 2, 3, 1)  # (B, H, W, C)
         return self.norm(x)
+
+
+class ConvStem(Downsample):
+    """Patch embedding of DAT++ by overlapping convolutions: two of stride 2 with their norms, a GELU between.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels of the output; there are half as many between.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels // 2, 2, overlap=True, bias=True)
+        self.act = nn.GELU()
+        self.downsample = Downsample(out_channels // 2, out_channels, 2, overlap=True, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, H, W, C_in)` to `(B, ceil(H / 4), ceil(W / 4), C_out)`."""
+        return self.downsample(self.act(super().forward(x)))

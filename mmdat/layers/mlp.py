@@ -1,14 +1,27 @@
 from torch import Tensor, nn
 
+from .depthwise_conv import DepthwiseConv
+
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between, on channels-last maps."""
+    """Two linear layers with a GELU between, on channels-last maps.
 
-    def __init__(self, embed_dims: int, hidden_dims: int):
+    Args:
+        embed_dims: Channels of input and output.
+        hidden_dims: Channels between.
+        conv: Add a depth-wise convolution of the hidden map to it before the GELU (DAT++).
+    """
+
+    def __init__(self, embed_dims: int, hidden_dims: int, conv: bool = False):
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.conv = DepthwiseConv(hidden_dims) if conv else None
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
+        x = self.fc1(x)
+        if self.conv is not None:
+            x = x + self.conv(x)
+        return self.fc2(self.act(x))

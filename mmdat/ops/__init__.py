@@ -1,4 +1,5 @@
 from .attention import attention
 from .deformable_attention import deformable_attention, sample_features
+from .neighborhood_attention import neighborhood_attention
 
-__all__ = ['attention', 'deformable_attention', 'sample_features']
+__all__ = ['attention', 'deformable_attention', 'neighborhood_attention', 'sample_features']

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from goldens import build_golden_model, fill_rule, read_golden, requires_goldens
@@ -7,7 +9,9 @@ from mmdat.backbones import DAT
 from mmdat.layers import DropPath
 
 NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
-CVPR_GOLDENS = [
+CVPR = dict(key_strides=(1, 1, 2, 1))
+PLUS = dict(arch=NARROW | dict(generation='plus'))
+GOLDENS = [
     'cvpr_allD_128',
     'cvpr_allD_r1_128',
     'cvpr_base_128w4',
@@ -16,6 +20,7 @@ CVPR_GOLDENS = [
     'cvpr_no_off_128',
     'cvpr_no_off_no_pe_128',
     'cvpr_orf14_128',
+    'cvpr_orfneg_128',
     'cvpr_pe_dwc_128',
     'cvpr_pe_fixed_128',
     'cvpr_pe_none_128',
@@ -23,6 +28,22 @@ CVPR_GOLDENS = [
     'cvpr_r3_2_224',
     'cvpr_r3_2_r4_2_128',
     'cvpr_stage4_only_128',
+    'det_L_130x200',
+    'det_base_128x192',
+    'det_base_200x333',
+    'det_oi123_200x333',
+    'det_tiny_96x100',
+    'pp_base_128',
+    'pp_base_224',
+    'pp_dwcpe_128',
+    'pp_fixedpe_128',
+    'pp_ls_128',
+    'pp_nooff_128',
+    'pp_orf2_128',
+    'pp_plain_128',
+    'pp_sra_128',
+    'pp_stretch_160x192',
+    'seg_base_160x160',
 ]
 
 
@@ -31,9 +52,9 @@ def narrow_dat(**settings) -> DAT:
     return DAT(**dict(arch=NARROW, img_size=64, window_size=4, drop_path_rate=0.0) | settings)
 
 
-def golden_outputs(case: dict, backbone: DAT, head: nn.Linear, dtype: torch.dtype) -> dict:
+def golden_outputs(case: dict, backbone: DAT, head: nn.Linear | None, dtype: torch.dtype) -> dict:
     """What the goldens hold, computed by our model."""
-    backbone.to(dtype), head.to(dtype)
+    backbone.to(dtype)
     x = fill_rule().make_input(case['input_seed'], case['input_shape']).to(dtype)
     maps = [('patch', backbone.patch_embed)]
     maps += [(f'stage{i}', stage) for i, stage in enumerate(backbone.stages, start=1)]
@@ -45,10 +66,13 @@ def golden_outputs(case: dict, backbone: DAT, head: nn.Linear, dtype: torch.dtyp
         for name, module in maps
     ]
     with torch.no_grad():
-        outputs['logits'] = head(backbone(x)[-1].mean((2, 3)))
+        outs = backbone(x)
+        if head is not None:
+            outputs['logits'] = head.to(dtype)(outs[-1].mean((2, 3)))
         locations = backbone.sampling_locations(x)
     for hook in hooks:
         hook.remove()
+    outputs |= {f'out{i}': out for i, out in zip(backbone.out_indices, outs)}
     for name, value in locations.items():
         _, stage, _, block, _ = name.split('.')
         outputs[f'pos_s{int(stage) + 1}b{block}'] = value
@@ -56,12 +80,14 @@ def golden_outputs(case: dict, backbone: DAT, head: nn.Linear, dtype: torch.dtyp
 
 
 @requires_goldens
-@pytest.mark.parametrize('name', CVPR_GOLDENS)
+@pytest.mark.parametrize('name', GOLDENS)
 def test_equals_the_authors_code(name):
     case, golden = read_golden(name)
     backbone, head = build_golden_model(case)
-    expected = {key: value for key, value in golden.items() if not key.startswith('ref_')}
-    assert {'stage1', 'stage4', 'logits'} <= expected.keys()
+    # the authors' dense backbones also return the maps of stages that `out_indices` leaves out
+    left_out = {f'out{i}' for i in range(4) if i not in backbone.out_indices}
+    expected = {k: v for k, v in golden.items() if not k.startswith('ref_') and k not in left_out}
+    assert {'stage3', 'stage4', 'logits' if head else 'out3'} <= expected.keys()
 
     outputs = golden_outputs(case, backbone, head, torch.float64)
     for key, value in expected.items():
@@ -73,20 +99,63 @@ def test_equals_the_authors_code(name):
         assert deviation < 1e-4, f'{name} {key}: {deviation} standard deviations'
 
 
-@pytest.mark.parametrize(
-    ('arch', 'millions'), [('tiny', 28.3191), ('small', 49.7004), ('base', 87.8816), ('b', 87.8816)]
-)
-def test_parameters_of_the_paper(arch, millions):
-    """With the classifier's 1000 classes, to the digits of the reference (Table 2)."""
+# Parameters in millions to the digits of the reference, of DAT-T with these settings.
+PARAMETERS = [
+    # Table 2
+    (dict(), '28.3191'),
+    (dict(arch='small'), '49.7004'),
+    (dict(arch='base'), '87.8816'),
+    (dict(arch='b', img_size=384, window_size=12), '88.1783'),
+    # Table 6
+    (dict(offset_range=0, pos_bias=None), '28.2888'),
+    (dict(offset_range=0), '28.3191'),
+    (dict(pos_bias=None), '28.2888'),
+    (dict(pos_bias='fixed'), '29.7294'),
+    (dict(pos_bias='dwconv'), '28.3080'),
+    (dict(block_patterns=('P', 'P', 'LD', 'LD'), key_strides=(8, 4, 1, 1)), '30.6771'),
+    # Table 7
+    (dict(block_patterns=('LD', 'LD', 'LD', 'LD'), key_strides=(4, 2, 1, 1)), '28.3862'),
+    (dict(block_patterns=('LS', 'LD', 'LD', 'LD'), key_strides=(1, 2, 1, 1)), '28.3415'),
+    (dict(block_patterns=('LS', 'LS', 'LS', 'LD')), '28.2875'),
+    # Table 8, where those of Deformable DETR include 192,080 entries of shift masks and 1,274 of
+    # reference points: 27.9518, 31.1511 and 37.2634
+    (dict(block_patterns=('LS', 'LS', 'LQ', 'LQ'), num_points=(1, 1, 16, 16)), '27.7585'),
+    (dict(block_patterns=('LS', 'LS', 'LQ', 'LQ'), num_points=(1, 1, 49, 49)), '30.9578'),
+    (dict(block_patterns=('LS', 'LS', 'LQ', 'LQ'), num_points=(1, 1, 196, 49)), '37.0700'),
+    (dict(key_strides=(1, 1, 2, 1)), '28.3191'),
+    # Table 9
+    (dict(overlap_patches=True), '30.2640'),
+    # DAT++
+    (dict(arch='plus_tiny'), '23.96'),
+    (dict(arch='plus_small'), '53.13'),
+    (dict(arch='plus_b'), '93.69'),
+    (dict(arch='plus_tiny', overlap_patches=False, lpu=False, conv_mlp=False), '22.77'),
+]
+
+
+@pytest.mark.parametrize(('settings', 'millions'), PARAMETERS)
+def test_parameters_of_the_paper(settings, millions):
+    """With the classifier's 1000 classes."""
     with torch.device('meta'):
-        backbone = DAT(arch, out_indices=(3,))
+        backbone = DAT(**settings, out_indices=(3,))
         head = nn.Linear(backbone.norm3.normalized_shape[0], 1000)
     count = sum(p.numel() for module in (backbone, head) for p in module.parameters())
-    assert round(count / 1e6, 4) == millions
+    decimals = len(millions.partition('.')[2])
+    assert f'{count / 1e6:.{decimals}f}' == millions
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 7), (4, 4), (33, 130), (64, 64), (64, 96), (50, 171)])
-@pytest.mark.parametrize('settings', [{}, dict(key_strides=(8, 4, 2, 3), block_patterns=('LD',) * 4)])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        dict(key_strides=(8, 4, 2, 3), block_patterns=('LD',) * 4),
+        PLUS,
+        PLUS | dict(offset_range=0),
+        PLUS | dict(overlap_patches=False, offset_range=2.0),
+        dict(key_strides=(8, 4, 2, 1), block_patterns=('P', 'P', 'LQ', 'QP')),
+    ],
+)
 def test_any_input_size(size, settings):
     model = narrow_dat(**settings)
     maps = model(torch.randn(2, 3, *size))
@@ -96,17 +165,19 @@ def test_any_input_size(size, settings):
         assert out.is_contiguous()
         assert out.isfinite().all()
     sum(out.sum() for out in maps).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize('settings', [CVPR, PLUS])
 @pytest.mark.parametrize('pos_bias', ['relative', 'fixed', 'dwconv', None])
-def test_position_biases_at_other_sizes(pos_bias):
-    model = narrow_dat(pos_bias=pos_bias, key_strides=(1, 1, 2, 1), overlap_patches=True)
+def test_position_biases_at_other_sizes(pos_bias, settings):
+    model = narrow_dat(**settings, pos_bias=pos_bias)
     assert all(out.isfinite().all() for out in model(torch.randn(1, 3, 90, 45)))
 
 
-def test_images_of_a_batch_are_independent():
-    model = narrow_dat().eval()
+@pytest.mark.parametrize('settings', [{}, PLUS])
+def test_images_of_a_batch_are_independent(settings):
+    model = narrow_dat(**settings).eval()
     x = torch.randn(3, 3, 70, 50)
     for one, all_ in zip(model(x[1:2]), model(x)):
         torch.testing.assert_close(one, all_[1:2], atol=1e-5, rtol=1e-5)
@@ -151,10 +222,11 @@ def test_frozen_stages_stay_frozen_under_train(frozen_stages):
         assert model.stages[3].blocks[0].mlp.fc1.weight.grad is not None
 
 
-def test_activation_checkpointing_changes_nothing():
+@pytest.mark.parametrize('settings', [{}, PLUS])
+def test_activation_checkpointing_changes_nothing(settings):
     results = []
     for with_cp in (False, True):
-        model = narrow_dat(with_cp=with_cp, drop_path_rate=0.5)
+        model = narrow_dat(**settings, with_cp=with_cp, drop_path_rate=0.5)
         torch.manual_seed(1)
         maps = model(torch.randn(2, 3, 64, 80))
         sum(out.square().mean() for out in maps).backward()
@@ -173,9 +245,10 @@ def test_activation_checkpointing_keeps_less():
     assert saved(with_cp=True) < saved(with_cp=False) / 3
 
 
+@pytest.mark.parametrize('settings', [CVPR, PLUS, dict(block_patterns=('PP', 'LS', 'QQ', 'QQ'))])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
-def test_autocast(dtype, tolerance):
-    model = narrow_dat(key_strides=(1, 1, 2, 1))
+def test_autocast(dtype, tolerance, settings):
+    model = narrow_dat(**settings)
     x = torch.randn(2, 3, 64, 96)
     exact = model(x)
     with torch.autocast('cpu', dtype=dtype):
@@ -188,9 +261,10 @@ def test_autocast(dtype, tolerance):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize('settings', [CVPR, PLUS | dict(block_patterns=('N', 'D', 'NN', 'ND'))])
 @pytest.mark.parametrize('training', [False, True])
-def test_compiles_without_graph_breaks(training):
-    model = narrow_dat(key_strides=(1, 1, 2, 1)).train(training)
+def test_compiles_without_graph_breaks(training, settings):
+    model = narrow_dat(**settings).train(training)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     x = torch.randn(1, 3, 64, 64)
@@ -198,14 +272,50 @@ def test_compiles_without_graph_breaks(training):
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_ddp_finds_no_unused_parameters(tmp_path):
+@pytest.mark.parametrize('settings', [{}, PLUS])
+def test_ddp_finds_no_unused_parameters(tmp_path, settings):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
-        model = nn.parallel.DistributedDataParallel(narrow_dat(with_cp=True))
+        model = nn.parallel.DistributedDataParallel(narrow_dat(**settings, with_cp=True))
         for _ in range(2):  # DDP complains in the second step
             sum(out.mean() for out in model(torch.randn(1, 3, 64, 64))).backward()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_layer_wise_learning_rate_decay():
+    """The groups that mmpretrain's constructor makes."""
+    optimizers = pytest.importorskip('mmpretrain.engine.optimizers')
+    classifiers = pytest.importorskip('mmpretrain.models.classifiers')
+    backbone = narrow_dat(arch=PLUS['arch'] | dict(depths=(1, 2, 2, 1)), out_indices=(0, 3))
+    head = dict(type='LinearClsHead', num_classes=5, in_channels=128)
+    model = classifiers.ImageClassifier(backbone, neck=dict(type='GlobalAveragePooling'), head=head)
+    constructor = optimizers.LearningRateDecayOptimWrapperConstructor(
+        dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0, weight_decay=0.1)),
+        dict(layer_decay_rate=0.5),
+    )
+    groups = {group['param_name']: group for group in constructor(model).optimizer.param_groups}
+    assert groups.keys() == dict(model.named_parameters()).keys()
+    depths = {}
+    for name, group in groups.items():
+        assert group['lr'] == 0.5 ** (7 - group['layer_id'])
+        module = re.match(r'head|backbone\.(patch_embed|norm\d|stages\.\d\.(downsample|blocks\.\d))', name)[0]
+        assert depths.setdefault(module, group['layer_id']) == group['layer_id']
+    assert list(depths.items()) == [
+        ('backbone.patch_embed', 0),
+        ('backbone.stages.0.blocks.0', 1),
+        ('backbone.stages.1.downsample', 1),
+        ('backbone.stages.1.blocks.0', 2),
+        ('backbone.stages.1.blocks.1', 3),
+        ('backbone.stages.2.downsample', 3),
+        ('backbone.stages.2.blocks.0', 4),
+        ('backbone.stages.2.blocks.1', 5),
+        ('backbone.stages.3.downsample', 5),
+        ('backbone.stages.3.blocks.0', 6),
+        ('backbone.norm0', 7),
+        ('backbone.norm3', 7),
+        ('head', 7),
+    ]
 
 
 def test_stochastic_depth_rises_over_the_blocks():
@@ -234,7 +344,11 @@ def test_sampling_locations():
         (dict(arch=NARROW | dict(num_heads=(3, 2, 4, 8))), 'channels=16, num_heads=3'),
         (dict(arch=NARROW | dict(offset_groups=(1, 1, 3, 4))), 'num_heads=4, offset_groups=3'),
         (dict(windw_size=7), "did you mean 'window_size'"),
+        (dict(key_stride=(1, 1, 2, 1)), "did you mean 'key_strides'"),
+        (dict(arch=NARROW | dict(generation='cvpr22')), "unknown generation 'cvpr22', did you mean 'cvpr'"),
         (dict(window_size=0), 'window_size=0'),
+        (dict(neighborhood_size=6), 'neighborhood_size=6'),
+        (dict(num_points=(1, 1, 0, 1)), 'num_points must be positive'),
         (dict(img_size=-1), 'img_size=-1'),
         (dict(block_patterns=('LS', 'LX', 'LD', 'LD')), "pattern='LX'"),
         (dict(key_strides=(1, 1, 0, 1)), 'key_strides must be positive'),

@@ -6,7 +6,17 @@ from mmdat.layers import DeformableAttention
 
 
 @requires_goldens
-@pytest.mark.parametrize('name', ['grad_cvpr_s3_r1', 'grad_cvpr_s3_r2', 'grad_cvpr_s4_r1'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'grad_cvpr_s3_r1',
+        'grad_cvpr_s3_r2',
+        'grad_cvpr_s4_r1',
+        'grad_pp_s1_r8',
+        'grad_pp_s3_r2',
+        'grad_pp_s3_r2_stretch',
+    ],
+)
 def test_gradients_equal_the_authors_code(name):
     case, golden = read_golden(name)
     attention, official_name_of = build_attention(case)
@@ -49,6 +59,15 @@ def test_offsets_stay_in_range():
     torch.testing.assert_close(cells, torch.full((2,), 3.0))
 
 
+@pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
+def test_unbounded_offsets_keep_points_on_the_map(coordinates):
+    layer = attention(offset_range=None, coordinates=coordinates)
+    torch.nn.init.normal_(layer.offset.proj.weight, std=100)
+    locations = layer.sampling_locations(torch.randn(2, 12, 10, 16))
+    torch.testing.assert_close(locations.amax((0, 1, 2, 3)), torch.ones(2))
+    torch.testing.assert_close(locations.amin((0, 1, 2, 3)), -torch.ones(2))
+
+
 def test_groups_move_apart():
     layer = attention()
     locations = layer.sampling_locations(torch.randn(1, 8, 8, 16))
@@ -62,8 +81,18 @@ def test_without_offsets_the_offset_network_is_idle():
     assert all(p.grad is not None for p in layer.parameters() if p.requires_grad)
 
 
-def test_one_pixel():
-    layer = attention()
+def test_without_offsets_keys_of_dat_plus_plus_are_averages():
+    layer = attention(offset_range=0, coordinates='corners', key_stride=4, pos_bias=None)
+    x = torch.randn(2, 3, 6, 16)
+    torch.nn.init.zeros_(layer.k.weight)  # so both keys, of 3x4 and of 3x2 pixels, weigh the same
+    mean = (x[:, :, :4].mean((1, 2)) + x[:, :, 4:].mean((1, 2))) / 2
+    expected = layer.proj(layer.v(mean))[:, None, None].expand(x.shape)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
+def test_one_pixel(coordinates):
+    layer = attention(coordinates=coordinates)
     out = layer(torch.randn(3, 1, 1, 16))
     assert out.shape == (3, 1, 1, 16)
     assert out.isfinite().all()

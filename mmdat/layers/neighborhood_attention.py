@@ -1,0 +1,37 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import neighborhood_attention
+
+
+class NeighborhoodAttention(nn.Module):
+    """Local attention of DAT++: each position attends to the square around it.
+
+    Maps smaller than the square are padded with zeros at the right and the bottom, and cropped again.
+    Padded positions are ordinary keys, as the released weights were trained.
+
+    Args:
+        embed_dims: Channels.
+        num_heads: Heads, a divisor of `embed_dims`.
+        kernel_size: Side of the neighbourhoods in pixels of the map, odd.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, kernel_size: int = 7):
+        super().__init__()
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        # no "position_bias_table": the released recipes decay it, and it fits one kernel size only
+        self.relative_bias = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        nn.init.trunc_normal_(self.relative_bias, std=0.02)
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
+        _, height, width, _ = x.shape
+        missing_rows, missing_columns = (max(self.kernel_size - n, 0) for n in (height, width))
+        x = F.pad(x, (0, 0, 0, missing_columns, 0, missing_rows))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        x = neighborhood_attention(q, k, v, self.relative_bias)
+        return self.proj(x[:, :height, :width].flatten(3))
