@@ -43,8 +43,7 @@ ARCHITECTURES = {
 ALIASES = {'t': 'tiny', 's': 'small', 'b': 'base'}
 ALIASES |= {f'plus_{short}': f'plus_{name}' for short, name in ALIASES.items()}
 
-# Settings whose defaults depend on the generation, and the coordinates of deformable attention, which it
-# decides.
+# The generations' defaults of the settings they differ in. Their coordinates are fixed, and no setting.
 GENERATIONS = {
     'cvpr': dict(
         block_patterns=('LS', 'LS', 'LD', 'LD'),

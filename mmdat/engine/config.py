@@ -5,6 +5,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
+from .preflight import PreflightError
+
 
 def load_config(
     path: str,
@@ -21,7 +23,12 @@ def load_config(
         work_dir: Where logs and checkpoints go. By default the config's `work_dir`, or else
             `work_dirs/` and the config's name.
         launcher: `'none' | 'pytorch' | 'slurm' | 'mpi'`.
+
+    Raises:
+        PreflightError: If there is no such file.
     """
+    if not osp.isfile(path):
+        raise PreflightError(f'config {path} does not exist')
     cfg = Config.fromfile(path)
     options = dict(cfg_options or {})
     if 'data_root' in options and 'data_root' in cfg:

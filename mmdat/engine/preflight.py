@@ -109,7 +109,7 @@ def _check_data(cfg: Config, split: str) -> None:
             if path and _is_missing(path):
                 how = f'{_GET_DATA[name]}; ' if name in _GET_DATA else ''
                 raise PreflightError(
-                    f'{split} data {path} does not exist: {how}'
+                    f'{split} data {osp.normpath(path)} does not exist: {how}'
                     'a data set elsewhere is named by `--cfg-options data_root=DIR`'
                 )
         if name == 'ImageNet' and dataset.get('split') and not dataset.get('ann_file'):

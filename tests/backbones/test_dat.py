@@ -168,7 +168,7 @@ def test_any_input_size(size, settings):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize('settings', [CVPR, PLUS])
+@pytest.mark.parametrize('settings', [CVPR | dict(overlap_patches=True), PLUS])
 @pytest.mark.parametrize('pos_bias', ['relative', 'fixed', 'dwconv', None])
 def test_position_biases_at_other_sizes(pos_bias, settings):
     model = narrow_dat(**settings, pos_bias=pos_bias)

@@ -1,0 +1,73 @@
+"""Fair measurements in one process: contenders take turns, and medians are compared."""
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender: median, and half the range between the quartiles."""
+
+    median: float
+    spread: float
+
+
+def interleaved_timings(
+    contenders: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Times functions in turns, so that a busy or hot machine hits all alike.
+
+    Args:
+        contenders: Functions by name.
+        repeats: Timed calls of each, at least 2.
+        warm_up: Calls of each before.
+    """
+    seconds = {name: [] for name in contenders}
+    for turn in range(warm_up + repeats):
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    timings = {}
+    for name, values in seconds.items():
+        low, median, high = statistics.quantiles(values, n=4, method='inclusive')
+        timings[name] = Timing(median, (high - low) / 2)
+    return timings
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes that a call takes at its peak, beyond what was taken before: of the GPU if there is one.
+
+    On CPUs the peak of the process's resident memory, which Linux lets a process reset.
+    """
+    gc.collect()
+    if hasattr(_LIBC, 'malloc_trim'):
+        _LIBC.malloc_trim(0)  # freed memory that the allocator keeps would hide a part of the peak
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    Path('/proc/self/clear_refs').write_text('5')
+    before = _resident('VmRSS')
+    function()
+    return _resident('VmHWM') - before
+
+
+def _resident(field: str) -> int:
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(field + ':'):
+            return int(line.split()[1]) * 1024
+    raise OSError(f'/proc/self/status has no {field}')

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from mmdat.engine import PreflightError, preflight
+
+
+@pytest.fixture
+def cfg(mask_rcnn_config, tmp_path):
+    """A config whose data exist."""
+    cfg = mask_rcnn_config
+    cfg.launcher = 'none'
+    cfg.model.backbone.init_cfg = None
+    for name in ('annotations', 'train2017', 'val2017'):
+        (tmp_path / name).mkdir()
+    for split in ('train', 'val'):
+        (tmp_path / f'annotations/instances_{split}2017.json').touch()
+    for dataloader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        dataloader.dataset.data_root = str(tmp_path)
+    return cfg
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_a_fit_config_passes(cfg, training):
+    preflight(cfg, training)
+
+
+@pytest.mark.parametrize(
+    ('remove', 'message'),
+    [
+        ('annotations/instances_train2017.json', 'train data .*instances_train2017.json .*cocodataset.org'),
+        ('annotations/instances_val2017.json', 'val data .*make_demo_data.py.*data_root=DIR'),
+        ('train2017', 'train data .*train2017 does not exist'),
+    ],
+)
+def test_missing_data(cfg, tmp_path, remove, message):
+    path = tmp_path / remove
+    path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(PreflightError, match=message) as error:
+        preflight(cfg, training=True)
+    assert '\n' not in str(error.value)
+
+
+def test_missing_data_root_in_a_wrapped_dataset(cfg):
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset | dict(data_root='nowhere')
+    )
+    with pytest.raises(PreflightError, match='train data nowhere does not exist'):
+        preflight(cfg, training=True)
+
+
+def test_missing_pretrained_weights_name_the_authors_address(cfg):
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='none/dat_tiny_in1k_224.pth')
+    message = r'cloud\.tsinghua\.edu\.cn/f/1367349deefc48efa650.*model\.backbone\.init_cfg=None'
+    with pytest.raises(PreflightError, match=message):
+        preflight(cfg, training=True)
+    preflight(cfg, training=False)  # a tested checkpoint brings all weights
+
+
+def test_missing_checkpoint(cfg):
+    cfg.load_from = 'work_dirs/none.pth'
+    with pytest.raises(PreflightError, match=r'checkpoint work_dirs/none\.pth does not exist'):
+        preflight(cfg, training=False)
+
+
+def test_launchers(cfg, monkeypatch):
+    for name in ('RANK', 'LOCAL_WORLD_SIZE', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    cfg.launcher = 'pytorch'
+    with pytest.raises(PreflightError, match=r'RANK unset.*dist_train\.sh'):
+        preflight(cfg, training=True)
+    cfg.launcher = 'slurm'
+    with pytest.raises(PreflightError, match=r'SLURM_PROCID unset.*srun'):
+        preflight(cfg, training=True)
+
+
+def test_more_processes_than_gpus(cfg, monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    cfg.launcher = 'pytorch'
+    with pytest.raises(PreflightError, match='8 processes for 2 GPUs'):
+        preflight(cfg, training=True)
+
+
+def test_amp_needs_a_gpu(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    with pytest.raises(PreflightError, match='needs a GPU, run without --amp'):
+        preflight(cfg, training=True)

@@ -1,0 +1,152 @@
+"""DAT in full models of mmdet, mmsegmentation and mmpretrain: built from a config and trained for a step."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModel
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope, init_default_scope
+
+from mmdat.backbones import DAT
+
+BACKBONE = dict(
+    type='mmdat.DAT',
+    arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4)),
+    window_size=4,
+    img_size=64,
+    drop_path_rate=0.0,
+)
+CHANNELS = [16, 32, 64, 128]
+
+
+@pytest.fixture(autouse=True)
+def default_scope():
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+def build(scope: str, model: dict) -> BaseModel:
+    init_default_scope(scope)
+    return import_module(f'{scope}.registry').MODELS.build(ConfigDict(model))
+
+
+def step(model: BaseModel, data: dict) -> None:
+    """One optimiser step; every parameter gets a finite gradient and the backbone moves."""
+    wrapper = build_optim_wrapper(
+        model, dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
+    )
+    before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+    model.train()
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    wrapper.backward(loss)
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+    wrapper.step()
+    for name, p in model.backbone.named_parameters():
+        assert not torch.equal(p, before[name]), name
+
+
+def test_detector(mask_rcnn_config):
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    cfg = mask_rcnn_config
+    cfg.model.backbone = BACKBONE
+    cfg.model.neck.in_channels = CHANNELS
+    model = build('mmdet', cfg.model)
+    assert type(model.backbone) is DAT
+    masks = torch.zeros(1, 96, 128, dtype=torch.uint8)
+    masks[:, 20:60, 30:90] = 1
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(96, 128), ori_shape=(96, 128), scale_factor=(1.0, 1.0)),
+        gt_instances=InstanceData(
+            bboxes=HorizontalBoxes(torch.tensor([[30.0, 20.0, 90.0, 60.0]])),
+            labels=torch.tensor([3]),
+            masks=BitmapMasks(masks.numpy(), 96, 128),
+        ),
+    )
+    torch.manual_seed(0)
+    image = torch.randint(0, 255, (3, 96, 128), dtype=torch.uint8)
+    step(model, dict(inputs=[image], data_samples=[sample]))
+
+
+def test_segmentor():
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    norm = dict(type='BN')
+    model = build(
+        'mmseg',
+        dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 96)),
+            backbone=BACKBONE,
+            decode_head=dict(
+                type='UPerHead',
+                in_channels=CHANNELS,
+                in_index=[0, 1, 2, 3],
+                channels=16,
+                num_classes=5,
+                norm_cfg=norm,
+                loss_decode=dict(type='CrossEntropyLoss'),
+            ),
+            train_cfg=dict(),
+            test_cfg=dict(mode='whole'),
+        ),
+    )
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 5, (1, 64, 96))))
+    images = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
+    step(model, dict(inputs=list(images), data_samples=[sample, sample]))
+
+
+def test_classifier():
+    from mmpretrain.structures import DataSample
+
+    model = build(
+        'mmpretrain',
+        dict(
+            type='ImageClassifier',
+            data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3),
+            backbone=BACKBONE | dict(out_indices=(3,)),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=5, in_channels=128),
+        ),
+    )
+    sample = DataSample().set_gt_label(2)
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    step(model, dict(inputs=list(images), data_samples=[sample, sample]))
+
+
+RESOLVE = """
+from mmengine.config import ConfigDict
+{before}
+from {scope}.registry import MODELS
+print(type(MODELS.build(ConfigDict(type='{type}'))).__module__)
+"""
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize(('type_', 'before'), [('mmdat.DAT', ''), ('DAT', 'import mmdat')])
+def test_type_resolves_in_a_fresh_process(scope, type_, before):
+    code = RESOLVE.format(scope=scope, type=type_, before=before)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip().endswith('mmdat.backbones.dat'), result.stderr
+
+
+def test_custom_imports(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text("custom_imports = dict(imports=['mmdat'])\nmodel = dict(type='DAT')\n")
+    code = (
+        'from mmengine.config import Config; from mmdet.registry import MODELS; '
+        f'print(type(MODELS.build(Config.fromfile({str(config)!r}).model)).__name__)'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip().endswith('DAT'), result.stderr

@@ -1,0 +1,108 @@
+"""Mask R-CNN with DAT on real images, through the tools: train on two processes, evaluate, resume."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+# The recipe of 3x with a narrow backbone and small images.
+CONFIG = """
+_base_ = '{root}/configs/mask_rcnn/dat_t_3x_coco.py'
+
+narrow = dict(
+    _delete_=True,
+    embed_dims=16,
+    depths=(2, 2, 2, 2),
+    num_heads=(1, 2, 4, 8),
+    offset_groups=(1, 1, 2, 4),
+)
+model = dict(
+    backbone=dict(arch=narrow, init_cfg=None),
+    neck=dict(in_channels=[16, 32, 64, 128]),
+    test_cfg=dict(rcnn=dict(score_thr=0.0)),  # so that an untrained model detects something
+)
+_resize = dict(type='Resize', scale=(320, 192), keep_ratio=True)
+_load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+train_dataloader = dict(
+    batch_size=1,
+    dataset=dict(indices=4, pipeline=[*_load, _resize, dict(type='PackDetInputs')]),
+)
+val_dataloader = dict(
+    dataset=dict(
+        indices=2,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            _resize,
+            dict(
+                type='PackDetInputs',
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+            ),
+        ],
+    )
+)
+test_dataloader = val_dataloader
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, coco_root):
+    """Runs a command of the tools on the small config and the real images."""
+    (tmp_path / 'small.py').write_text(CONFIG.format(root=ROOT))
+
+    def run(*command: str, options: tuple[str, ...] = (), fails: bool = False) -> str:
+        result = subprocess.run(
+            [arg.format(config=tmp_path / 'small.py', work_dir=tmp_path / 'work') for arg in command]
+            + ['--cfg-options', f'data_root={coco_root}', 'train_cfg.max_epochs=1', *options],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+                'VIRTUAL_ENV': sys.prefix,
+                'PORT': '29517',
+                'OMP_NUM_THREADS': '1',
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        output = result.stdout + result.stderr
+        assert bool(result.returncode) == fails, output[-5000:]
+        return output
+
+    return run
+
+
+def test_train_evaluate_and_go_on(run, tmp_path):
+    train = ['bash', 'tools/dist_train.sh', '{config}', '2', '--work-dir', '{work_dir}']
+    output = run(*train)
+    assert 'Epoch(train) [1][2/2]' in output  # four images on two processes
+    assert 'coco/bbox_mAP:' in output
+    checkpoint = tmp_path / 'work' / 'epoch_1.pth'
+    weights = torch.load(checkpoint, weights_only=False)['state_dict']
+    assert all(value.isfinite().all() for value in weights.values())
+
+    output = run('python', 'tools/test.py', '{config}', str(checkpoint), '--out', f'{tmp_path}/out.pkl')
+    assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]' in output
+    assert (tmp_path / 'out.pkl').stat().st_size > 0
+
+    output = run(*train, options=('train_cfg.max_epochs=2',))
+    assert f'going on from {checkpoint}' in output
+    assert 'Epoch(train) [2][2/2]' in output
+    assert 'Epoch(train) [1]' not in output
+
+
+def test_a_checkpoint_that_does_not_fit(run, tmp_path):
+    torch.save({'meta': {}, 'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'x.pth')
+    output = run('python', 'tools/test.py', '{config}', f'{tmp_path}/x.pth', fails=True)
+    assert 'missing: backbone.patch_embed.projection.weight' in output
+    assert 'unexpected: backbone.conv1.weight' in output
+
+
+def test_no_traceback_for_what_the_user_can_mend(run):
+    output = run('bash', 'tools/dist_test.sh', '{config}', 'none.pth', '2', fails=True)
+    assert output.strip() == 'error: checkpoint none.pth does not exist'

@@ -1,0 +1,26 @@
+import re
+
+from conftest import ROOT
+from mmengine.config import Config
+
+
+def test_config_of_the_first_screen_builds(tmp_path):
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    (block,) = re.findall(r'```python\n(_base_ = .*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    path = tmp_path / 'config.py'
+    path.write_text(block)
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == 'DAT'
+    assert [conv.in_channels for conv in model.neck.lateral_convs] == [96, 192, 384, 768]
+
+
+def test_every_file_and_config_that_is_named_exists():
+    text = (ROOT / 'README.md').read_text()
+    named = set(re.findall(r'\b(?:configs|tools|tests|docs)/[\w/.]+\.\w+', text))
+    named |= {f'configs/{path}' for path in re.findall(r'^\| `(\w+/\w+\.py)`', text, re.MULTILINE)}
+    assert named
+    assert not [path for path in sorted(named) if not (ROOT / path).is_file()]

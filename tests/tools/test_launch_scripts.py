@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def run(script: str, *args: str, path: str | None = None, **env: str) -> subprocess.CompletedProcess:
+    python = str(Path(sys.executable).parent)
+    env = os.environ | {'PATH': f'{path or python}:{os.environ["PATH"]}', 'VIRTUAL_ENV': sys.prefix} | env
+    command = ['bash', str(ROOT / 'tools' / script), *args]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_usage(script):
+    result = run(script, 'config.py')
+    assert result.returncode == 2
+    assert result.stderr.startswith('usage: ')
+
+
+@pytest.mark.parametrize('gpus', ['0', '-1', 'config.py'])
+def test_number_of_gpus(gpus):
+    result = run('dist_train.sh', 'config.py', gpus)
+    assert result.returncode == 2
+    assert f"must be a positive number, got '{gpus}'" in result.stderr
+
+
+def test_without_slurm(tmp_path):
+    """With a PATH that has the shell's own tools, but no srun."""
+    for tool in ('bash', 'dirname'):
+        (tmp_path / tool).symlink_to(f'/usr/bin/{tool}' if tool == 'dirname' else '/bin/bash')
+    result = run('slurm_train.sh', 'part', 'job', 'config.py', 'work', PATH=str(tmp_path))
+    assert result.returncode == 1
+    assert 'srun not found' in result.stderr
+    assert 'dist_train.sh' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'expected'),
+    [
+        ('slurm_train.sh', ['c.py', 'out', '--amp'], 'train.py c.py --work-dir out --amp --launcher slurm'),
+        ('slurm_test.sh', ['c.py', 'a.pth', '--tta'], 'test.py c.py a.pth --tta --launcher slurm'),
+    ],
+)
+def test_what_slurm_is_asked_for(tmp_path, script, args, expected):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    srun.chmod(0o755)
+    result = run(script, 'gpu', 'dat', *args, path=str(tmp_path), GPUS='4', SRUN_ARGS='--mem=1G --qos=x')
+    assert result.returncode == 0, result.stderr
+    assert '--partition=gpu --job-name=dat --gres=gpu:4 --ntasks=4 --ntasks-per-node=4' in result.stdout
+    assert '--mem=1G --qos=x' in result.stdout
+    assert result.stdout.strip().endswith(expected)
