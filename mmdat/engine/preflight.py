@@ -24,6 +24,7 @@ _GET_DATA = {
     ),
     'ImageNet': 'download ILSVRC2012 from https://image-net.org and unpack it into train/ and val/',
 }
+_IMAGENET_CLASSES = 1000
 # The environment that each launcher gives its processes.
 _LAUNCHERS = {
     'pytorch': ('RANK', 'start with `bash tools/dist_train.sh CONFIG GPUS` or torchrun'),
@@ -83,7 +84,7 @@ def _check_checkpoints(cfg: Config, training: bool) -> None:
         _check_checkpoint(load_from)
     if not training:
         return
-    for name, node in _walk(cfg.model, 'model'):
+    for name, node in walk(cfg.model, 'model'):
         if node.get('type') == 'Pretrained' and node.get('checkpoint'):
             _check_checkpoint(node.checkpoint, f'; `--cfg-options {name}=None` trains from scratch')
 
@@ -102,26 +103,41 @@ def _check_data(cfg: Config, split: str) -> None:
     dataloader = cfg.get(f'{split}_dataloader')
     if dataloader is None:
         return
-    for _, dataset in _walk(dataloader.dataset, 'dataset'):
+    for _, dataset in walk(dataloader.dataset, 'dataset'):
+        name = str(dataset.get('type', '')).rpartition('.')[-1]
         root = dataset.get('data_root') or ''
-        prefixes = dataset.get('data_prefix') or {}
+        prefixes = dataset.get('data_prefix') or (name == 'ImageNet' and dataset.get('split')) or {}
         prefixes = prefixes.values() if isinstance(prefixes, dict) else [prefixes]
         parts = ['', dataset.get('ann_file'), *prefixes]
         for path in [osp.join(root, part) for part in parts if isinstance(part, str)]:
             if path and _is_missing(path):
-                name = str(dataset.get('type', '')).rpartition('.')[-1]
                 how = f'{_GET_DATA[name]}; ' if name in _GET_DATA else ''
                 raise PreflightError(
                     f'{split} data {osp.normpath(path)} does not exist: {how}'
                     'a data set elsewhere is named by `--cfg-options data_root=DIR`'
                 )
+        if name == 'ImageNet' and dataset.get('split') and not dataset.get('ann_file'):
+            _check_classes(root, dataset.split)
+
+
+def _check_classes(root: str, split: str) -> None:
+    """Without a list of files, each folder of ImageNet is a class."""
+    if osp.exists(osp.join(root, 'meta', f'{split}.txt')):
+        return
+    folder = osp.join(root, split)
+    number = sum(entry.is_dir() for entry in os.scandir(folder))
+    if number != _IMAGENET_CLASSES:
+        raise PreflightError(
+            f'{folder} has {number} class folders, ImageNet-1K has {_IMAGENET_CLASSES}: '
+            f'{_GET_DATA["ImageNet"]}; for classes of your own follow configs/learning/flowers5_dat.py'
+        )
 
 
 def _is_missing(path: str) -> bool:
     return '://' not in path and not osp.exists(osp.expanduser(path))
 
 
-def _walk(node: Any, name: str) -> Iterator[tuple[str, dict]]:
+def walk(node: Any, name: str) -> Iterator[tuple[str, dict]]:
     """All dicts below a node, with their dotted names."""
     if isinstance(node, dict):
         yield name, node
@@ -131,4 +147,4 @@ def _walk(node: Any, name: str) -> Iterator[tuple[str, dict]]:
     else:
         return
     for key, child in children:
-        yield from _walk(child, f'{name}.{key}')
+        yield from walk(child, f'{name}.{key}')

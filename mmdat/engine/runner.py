@@ -7,6 +7,7 @@ from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
 from .hooks import StrictCheckpointHook
+from .preflight import walk
 
 
 def build_model(config: str) -> nn.Module:
@@ -19,13 +20,17 @@ def build_model(config: str) -> nn.Module:
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, on GPUs or on CPUs, that loads checkpoints safely and strictly.
 
-    Without GPUs the processes of the pytorch launcher talk over gloo. Top-level `load_ignore` and
+    Without GPUs the processes of the pytorch launcher talk over gloo, and batch norms keep to their own
+    process, because PyTorch synchronises them on GPUs only. Top-level `load_ignore` and
     `load_generation` of the config: see `StrictCheckpointHook`.
     """
     guard_schemes()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine's own start binds each process to a GPU
         dist.init_process_group('gloo')
+        for _, node in walk(cfg.model, 'model'):
+            if node.get('type') == 'SyncBN':
+                node.type = 'BN'
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',
             device_ids=None,

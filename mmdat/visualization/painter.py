@@ -1,5 +1,7 @@
 """Key points and predictions of a trained model, side by side."""
 
+from collections.abc import Iterable
+
 import cv2
 import mmcv
 import numpy as np
@@ -77,11 +79,13 @@ class KeyPointPainter:
             panels.append(_with_title(picture, 'predictions'))
         batch = self.model.data_preprocessor(pseudo_collate([packed]), training=False)
         locations = self.backbone.sampling_locations(batch['inputs'])
-        for stage, points in _last_of_each_stage(locations).items():
+        for stage, name in _last_of_each_stage(locations).items():
             stride = 4 * 2**stage
             map_size = tuple(-(-side // stride) for side in batch['inputs'].shape[2:])
-            picture = draw_key_points(canvas, points[0], map_size, stride, scale_factor)
-            groups, rows, columns, _ = points[0].shape
+            points = locations[name][0]
+            coordinates = self.backbone.get_submodule(name).coordinates
+            picture = draw_key_points(canvas, points, map_size, stride, scale_factor, coordinates)
+            groups, rows, columns, _ = points.shape
             keys = f'{rows} x {columns} keys' + (f', {groups} groups' if groups > 1 else '')
             panels.append(_with_title(picture, f'stage {stage + 1}: {keys}'))
         gap = np.full((len(panels[0]), GAP, 3), 255, np.uint8)
@@ -108,9 +112,9 @@ def _shown_image(packed: dict, path: str) -> tuple[np.ndarray, tuple[float, floa
     return cropped, (1.0, 1.0)
 
 
-def _last_of_each_stage(locations: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+def _last_of_each_stage(names: Iterable[str]) -> dict[int, str]:
     # 'stages.2.blocks.1.attn'; a later block of the same stage takes the place of an earlier one
-    return {int(name.split('.')[1]): points for name, points in locations.items()}
+    return {int(name.split('.')[1]): name for name in names}
 
 
 def _with_title(picture: np.ndarray, title: str) -> np.ndarray:

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/cascade_mask_rcnn_dat.py',
+    '../_base_/datasets/coco_instance_ms.py',
+    '../_base_/schedules/adamw_3x.py',
+    '../_base_/default_runtime.py',
+]

@@ -1,0 +1,42 @@
+"""Every config builds: its model, its data pipelines and its optimiser."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import nn
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py'))
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def weight_decays(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, float]:
+    return {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_builds(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        for split in ('train', 'val', 'test'):
+            dataset = cfg[f'{split}_dataloader'].dataset
+            assert DATASETS.build({**dataset, 'lazy_init': True}).pipeline.transforms
+        model = MODELS.build(cfg.model)
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+
+    decays = weight_decays(optim_wrapper.optimizer)
+    assert decays.keys() == {p for p in model.parameters() if p.requires_grad}
+    no_biases = cfg.default_scope == 'mmpretrain'  # the recipes of detectors and segmentors decay them
+    expected = {}
+    for module_name, module in model.named_modules():
+        for key, p in module.named_parameters(recurse=False):
+            spared = isinstance(module, NORMS) or 'position_bias' in f'{module_name}.{key}'
+            spared |= no_biases and p.ndim == 1
+            expected[p] = 0.0 if spared else cfg.optim_wrapper.optimizer.weight_decay
+    for key, p in model.named_parameters():
+        assert decays.get(p, expected[p]) == expected[p], key
+    assert any(p in decays for p in expected if expected[p] == 0)

@@ -1,0 +1,68 @@
+"""Metafiles name every config, and say nothing that its config contradicts."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.fileio import load
+
+from mmdat.released import RELEASED
+
+ROOT = Path(__file__).parents[2]
+INDEX = load(ROOT / 'model-index.yml')['Import']
+MODELS = [(name, model) for name in INDEX for model in load(ROOT / name)['Models']]
+DATASETS = {
+    'COCO': 'CocoDataset',
+    'ADE20K': 'ADE20KDataset',
+    'ImageNet-1K': 'ImageNet',
+    'CamVid': 'BaseSegDataset',
+    'flowers5': 'CustomDataset',
+}
+TASKS = {
+    'mmdet': {'Object Detection', 'Instance Segmentation'},
+    'mmseg': {'Semantic Segmentation'},
+    'mmpretrain': {'Image Classification'},
+}
+
+
+def test_index_lists_every_folder():
+    assert sorted(INDEX) == sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('configs/[!_]*/metafile.yml'))
+    assert {Path(name).parent for name in INDEX} == {
+        path.parent.relative_to(ROOT) for path in ROOT.glob('configs/[!_]*/*.py')
+    }
+
+
+def test_every_config_has_one_entry():
+    named = [model['Config'] for _, model in MODELS]
+    assert sorted(named) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/[!_]*/*.py'))
+    names = [model['Name'] for _, model in MODELS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize('metafile', INDEX)
+def test_collection_says_whose_results_these_are(metafile):
+    content = load(ROOT / metafile)
+    (collection,) = content['Collections']
+    assert collection['Metadata']['Results'] in ("the paper's", 'measured here')
+    assert collection['Paper']['URL'] == 'https://arxiv.org/abs/2201.00520'
+    assert {model['In Collection'] for model in content['Models']} == {collection['Name']}
+
+
+def test_weights_are_the_released_classifiers():
+    weights = {model['Name']: model['Weights'] for _, model in MODELS if 'Weights' in model}
+    assert weights == {
+        'dat_t_300e_in1k': RELEASED['dat_tiny_in1k_224'],
+        'dat_s_300e_in1k': RELEASED['dat_small_in1k_224'],
+        'dat_b_300e_in1k': RELEASED['dat_base_in1k_224'],
+        'dat_b_384_30e_in1k': RELEASED['dat_base_in1k_384'],
+    }
+
+
+@pytest.mark.parametrize(('metafile', 'model'), MODELS, ids=[model['Name'] for _, model in MODELS])
+def test_entry_fits_its_config(metafile, model):
+    assert Path(model['Config']).parent == Path(metafile).parent
+    cfg = Config.fromfile(ROOT / model['Config'])
+    for result in model.get('Results', []):
+        assert result['Task'] in TASKS[cfg.default_scope]
+        assert DATASETS[result['Dataset']] == cfg.test_dataloader.dataset.type
+        assert all(0 < value < 100 for value in result['Metrics'].values())
