@@ -75,7 +75,7 @@ def test_swin_detectors_as_printed(name, giga):
 )
 def test_dat_plus_plus_as_the_authors_code_counts(name, giga, millions):
     complexity = count(Config.fromfile(ROOT / f'configs/imagenet/dat_pp_{name}_300e_in1k.py'))
-    assert round(complexity.flops / 1e9, 3) == giga
+    assert abs(complexity.flops / 1e9 - giga) < 1e-3
     assert round(complexity.parameters / 1e6, 2) == millions
 
 
