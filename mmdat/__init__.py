@@ -1,6 +1,9 @@
 """DAT, Vision Transformer with Deformable Attention, for OpenMMLab."""
 
 from .backbones import DAT
+from .checkpoint.schemes import register_scheme
 from .version import __version__
 
 __all__ = ['DAT', '__version__']
+
+register_scheme()

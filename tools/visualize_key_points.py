@@ -5,7 +5,7 @@ import cv2
 import torch
 from mmengine.config import DictAction
 
-from mmdat.engine import load_config
+from mmdat.engine import add_trust_argument, load_config, run_tool
 from mmdat.visualization import KeyPointPainter
 
 
@@ -17,6 +17,7 @@ def main():
     parser.add_argument('--out-dir', default='key_points', help='where pictures go')
     parser.add_argument('--predictions', action='store_true', help="add the model's predictions")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add_trust_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override')
     args = parser.parse_args()
 
@@ -31,4 +32,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

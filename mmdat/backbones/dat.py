@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_pretrained
+from ..checkpoint import check_identity, load_pretrained
 from ..layers import (
     MLP,
     ConvStem,
@@ -159,7 +159,7 @@ class DAT(BaseModule):
             Frozen parts stay in evaluation mode under `train()`.
         with_cp: Activation checkpointing: recompute each block in the backward pass.
         init_cfg: As in MMEngine. `dict(type='Pretrained', checkpoint=FILE)` also takes the authors'
-            classifier files, see `mmdat.checkpoint.load_pretrained`.
+            files and the names of released ones, see `mmdat.checkpoint.load_pretrained`.
         **design: Settings with defaults of the generation, see `GENERATIONS`:
 
             - block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local
@@ -173,6 +173,10 @@ class DAT(BaseModule):
               Table 9). The patch embedding is one convolution in CVPR'22 and two in DAT++.
             - lpu: Local perception units, depth-wise convolutions before the blocks (DAT++).
             - conv_mlp: Depth-wise convolutions in the MLPs (DAT++).
+
+    Attributes:
+        identity: What weights of this model record and what others are compared with: `generation`, the row
+            of Table 1, and `blocks`, the attention of each block.
 
     Raises:
         ValueError: For settings that are unknown, out of range or do not fit each other.
@@ -216,6 +220,8 @@ class DAT(BaseModule):
         )
         super().__init__(init_cfg=init_cfg)
         self.generation = arch['generation']
+        patterns = zip(design['block_patterns'], arch['depths'])
+        self.identity = dict(arch, blocks=tuple(''.join(islice(cycle(p), n)) for p, n in patterns))
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
 
@@ -347,7 +353,17 @@ class DAT(BaseModule):
         super().init_weights()
         self.init_cfg = init_cfg
         for cfg in pretrained:
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'), cfg.get('generation'))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, '_metadata'):
+            destination._metadata.setdefault(prefix[:-1], {}).update(self.identity)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if 'generation' in local_metadata:
+            check_identity(local_metadata, self.identity, 'the state dict')
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def train(self, mode: bool = True):
         super().train(mode)

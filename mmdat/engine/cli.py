@@ -1,10 +1,11 @@
 import os
 import sys
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Callable
 
 from mmengine.config import DictAction
 
+from ..checkpoint import CheckpointError, trust_checkpoints
 from .preflight import PreflightError
 
 
@@ -23,16 +24,32 @@ def base_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         '--check', action='store_true', help='check libraries, files and data, and stop before the run'
     )
+    add_trust_argument(parser)
     # torch.distributed.launch passes this beside the environment variable that MMEngine reads
     parser.add_argument('--local_rank', '--local-rank', help=SUPPRESS)
     return parser
+
+
+def add_trust_argument(parser: ArgumentParser) -> None:
+    """`--trust-checkpoint`, which takes effect as it is read."""
+
+    class Trust(Action):
+        def __call__(self, *_):
+            trust_checkpoints()
+
+    parser.add_argument(
+        '--trust-checkpoint',
+        nargs=0,
+        action=Trust,
+        help='read checkpoints even if they can run code; for files of which you know and trust the maker',
+    )
 
 
 def run_tool(main: Callable[[], None]) -> None:
     """Runs a tool; what the user can mend is said in one line, by one process, without a traceback."""
     try:
         main()
-    except PreflightError as error:
+    except (PreflightError, CheckpointError) as error:
         if os.environ.get('RANK', '0') == '0':
             print(f'error: {error}', file=sys.stderr)
         sys.exit(1)

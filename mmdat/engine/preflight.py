@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ..released import RELEASED
+from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+from ..checkpoint.sources import SCHEME
 from ..utils import check_mmcv_ops
 
 _GET_COCO = (
@@ -57,7 +58,7 @@ def preflight(cfg: Config, training: bool) -> None:
             'repeat the set-up, or hide the GPU with CUDA_VISIBLE_DEVICES='
         )
     _check_launcher(cfg.launcher)
-    if training and 'Amp' in str(cfg.optim_wrapper.type) and not torch.cuda.is_available():
+    if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
         raise PreflightError('mixed precision training needs a GPU, run without --amp')
     _check_checkpoints(cfg, training)
     for split in ('train', 'val') if training else ('test',):
@@ -78,21 +79,24 @@ def _check_launcher(launcher: str) -> None:
 
 
 def _check_checkpoints(cfg: Config, training: bool) -> None:
-    load_from = cfg.get('load_from')
-    if load_from and _is_missing(load_from):
-        raise PreflightError(f'checkpoint {load_from} does not exist')
+    """Finds, or downloads, and reads all files of weights, so that none fails once the run has begun."""
+    if load_from := cfg.get('load_from'):
+        _check_checkpoint(load_from)
     if not training:
         return
     for name, node in walk(cfg.model, 'model'):
-        checkpoint = node.get('checkpoint') if node.get('type') == 'Pretrained' else None
-        if checkpoint is None or not _is_missing(checkpoint):
-            continue
-        address = RELEASED.get(osp.splitext(osp.basename(checkpoint))[0])
-        source = f'the authors keep it at {address}; ' if address else ''
-        raise PreflightError(
-            f'pretrained weights {checkpoint} do not exist: {source}'
-            f'`--cfg-options {name}=None` trains from scratch'
-        )
+        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
+            _check_checkpoint(node.checkpoint, f'; `--cfg-options {name}=None` trains from scratch')
+
+
+def _check_checkpoint(checkpoint: str, hint: str = '') -> None:
+    is_mine = '://' not in checkpoint or checkpoint.startswith((SCHEME, 'http://', 'https://'))
+    if not is_mine:  # MMEngine looks up torchvision:// and the like
+        return
+    try:
+        read_checkpoint(find_checkpoint(checkpoint), lazy=True)
+    except CheckpointError as error:
+        raise PreflightError(f'{error}{hint}') from error
 
 
 def _check_data(cfg: Config, split: str) -> None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from ..ops.deformable_attention import reference_points
+from ..ops.deformable_attention import Coordinates, reference_points
 
 ORANGE, YELLOW, GREY, INK = (0, 110, 255), (60, 240, 255), (170, 170, 170), (30, 30, 30)  # BGR
 
@@ -43,6 +43,7 @@ def draw_key_points(
     map_size: tuple[int, int],
     stride: int,
     scale_factor: tuple[float, float] = (1.0, 1.0),
+    coordinates: Coordinates = 'half_pixel',
 ) -> np.ndarray:
     """Draws the keys of one deformable attention, each with a line from its reference point (grey).
 
@@ -52,6 +53,7 @@ def draw_key_points(
         image: `(H, W, 3)` uint8, BGR.
         sampling_locations: `(G, H_k, W_k, 2)`, one image of what `DAT.sampling_locations` returns.
         map_size: As for `to_image`, as well as `stride` and `scale_factor`.
+        coordinates: Where the reference points lie, the attention's own setting.
 
     Returns:
         A picture of the image's size.
@@ -59,7 +61,7 @@ def draw_key_points(
     groups, *grid, _ = sampling_locations.shape
     placement = dict(map_size=map_size, stride=stride, scale_factor=scale_factor)
     points = to_image(sampling_locations, **placement).reshape(groups, -1, 2)
-    references = to_image(reference_points(*grid), **placement).reshape(-1, 2)
+    references = to_image(reference_points(*grid, coordinates), **placement).reshape(-1, 2)
     spacing = math.sqrt(image.shape[0] * image.shape[1] / points[..., 0].size)
     radius = min(max(0.12 * spacing, 3.0), 0.01 * max(image.shape[:2]))
     weights = np.linspace(0, 1, groups)[:, None]

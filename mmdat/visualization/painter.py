@@ -1,5 +1,7 @@
 """Key points and predictions of a trained model, side by side."""
 
+from collections.abc import Iterable
+
 import cv2
 import mmcv
 import numpy as np
@@ -8,10 +10,9 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..backbones import DAT
-from ..checkpoint import describe_mismatch
+from ..checkpoint import load_model
 from .key_points import draw_key_points
 
 MIN_SIDE = 448  # smaller images are enlarged, points on them would touch each other
@@ -33,12 +34,8 @@ class KeyPointPainter:
 
     def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu', predictions: bool = False):
         init_default_scope(cfg.default_scope)
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-        weights = content.get('state_dict', content)
         self.model = MODELS.build(cfg.model)
-        if mismatch := describe_mismatch(weights, self.model.state_dict()):
-            raise ValueError(f'{checkpoint} does not fit the model: {mismatch}')
-        self.model.load_state_dict(weights)
+        content = load_model(self.model, checkpoint, cfg.get('load_generation'))
         self.model.to(device).eval()
         backbones = [module for module in self.model.modules() if isinstance(module, DAT)]
         if not backbones:
@@ -82,11 +79,13 @@ class KeyPointPainter:
             panels.append(_with_title(picture, 'predictions'))
         batch = self.model.data_preprocessor(pseudo_collate([packed]), training=False)
         locations = self.backbone.sampling_locations(batch['inputs'])
-        for stage, points in _last_of_each_stage(locations).items():
+        for stage, name in _last_of_each_stage(locations).items():
             stride = 4 * 2**stage
             map_size = tuple(-(-side // stride) for side in batch['inputs'].shape[2:])
-            picture = draw_key_points(canvas, points[0], map_size, stride, scale_factor)
-            groups, rows, columns, _ = points[0].shape
+            points = locations[name][0]
+            coordinates = self.backbone.get_submodule(name).coordinates
+            picture = draw_key_points(canvas, points, map_size, stride, scale_factor, coordinates)
+            groups, rows, columns, _ = points.shape
             keys = f'{rows} x {columns} keys' + (f', {groups} groups' if groups > 1 else '')
             panels.append(_with_title(picture, f'stage {stage + 1}: {keys}'))
         gap = np.full((len(panels[0]), GAP, 3), 255, np.uint8)
@@ -113,9 +112,9 @@ def _shown_image(packed: dict, path: str) -> tuple[np.ndarray, tuple[float, floa
     return cropped, (1.0, 1.0)
 
 
-def _last_of_each_stage(locations: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+def _last_of_each_stage(names: Iterable[str]) -> dict[int, str]:
     # 'stages.2.blocks.1.attn'; a later block of the same stage takes the place of an earlier one
-    return {int(name.split('.')[1]): points for name, points in locations.items()}
+    return {int(name.split('.')[1]): name for name in names}
 
 
 def _with_title(picture: np.ndarray, title: str) -> np.ndarray:

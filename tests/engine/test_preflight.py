@@ -48,12 +48,21 @@ def test_missing_data_root_in_a_wrapped_dataset(cfg):
         preflight(cfg, training=True)
 
 
-def test_missing_pretrained_weights_name_the_authors_address(cfg):
+def test_missing_pretrained_weights_that_are_released(cfg):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='none/dat_tiny_in1k_224.pth')
-    message = r'cloud\.tsinghua\.edu\.cn/f/1367349deefc48efa650.*model\.backbone\.init_cfg=None'
+    message = r'mmdat://dat_tiny_in1k_224 instead .*; `--cfg-options model\.backbone\.init_cfg=None`'
     with pytest.raises(PreflightError, match=message):
         preflight(cfg, training=True)
     preflight(cfg, training=False)  # a tested checkpoint brings all weights
+
+
+def test_released_weights_that_cannot_be_downloaded(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setenv('MMDAT_MIRROR', 'http://127.0.0.1:9')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='mmdat://dat_base_in1k_224')
+    message = r'127\.0\.0\.1:9/dat_base_in1k_224\.pth .*`--cfg-options model\.backbone\.init_cfg='
+    with pytest.raises(PreflightError, match=message):
+        preflight(cfg, training=True)
 
 
 def test_missing_checkpoint(cfg):

@@ -69,6 +69,20 @@ def test_swin_detectors_as_printed(name, giga):
     assert round(count(get_config(f'mmdet::swin/{name}.py')).flops / 1e9) == giga
 
 
+@pytest.mark.parametrize(
+    ('name', 'giga', 'millions'),
+    [('t', 4.288, 23.96), ('s', 9.426, 53.13), ('b', 16.560, 93.69)],
+)
+def test_dat_plus_plus_as_the_authors_code_counts(name, giga, millions):
+    complexity = count(Config.fromfile(ROOT / f'configs/imagenet/dat_pp_{name}_300e_in1k.py'))
+    assert abs(complexity.flops / 1e9 - giga) < 1e-3
+    assert round(complexity.parameters / 1e6, 2) == millions
+
+
+def test_default_shape_without_a_crop():
+    assert default_shape(Config.fromfile(ROOT / 'configs/imagenet/dat_pp_b_384_30e_in1k.py')) == (384, 384)
+
+
 def test_shape_changes_the_count():
     cfg = Config.fromfile(ROOT / 'configs/imagenet/dat_t_300e_in1k.py')
     assert default_shape(cfg) == (224, 224)

@@ -4,7 +4,7 @@ import torch
 
 from mmdat.ops.deformable_attention import reference_points
 from mmdat.visualization import draw_key_points, to_image
-from mmdat.visualization.key_points import ORANGE, YELLOW
+from mmdat.visualization.key_points import GREY, ORANGE, YELLOW
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,17 @@ def test_points_are_drawn_where_they_lie():
     assert picture[104, 8].tolist() == list(YELLOW)
     assert picture[4, 80].tolist() == [65] * 3  # dimmed, and nothing else
     assert (image == 100).all()
+
+
+@pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
+def test_points_without_offset_hide_their_references(coordinates):
+    image = np.zeros((112, 160, 3), np.uint8)
+    locations = reference_points(3, 4, coordinates)[None]
+    picture = draw_key_points(image, locations, (7, 10), 16, coordinates=coordinates)
+    assert (picture == ORANGE).all(axis=-1).any()
+    assert not (picture == GREY).all(axis=-1).any()
+    moved = draw_key_points(image, locations - 0.5, (7, 10), 16, coordinates=coordinates)
+    assert (moved == GREY).all(axis=-1).any()
 
 
 def test_padding_is_not_drawn_upon():

@@ -1,0 +1,94 @@
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import nn
+
+from .errors import CheckpointError, join_names
+from .fitting import LoadReport, fit
+from .identity import check_identity
+from .reading import read_checkpoint
+from .sources import find_checkpoint
+from .weights import Weights, interpret
+
+
+def load_pretrained(
+    backbone: nn.Module, checkpoint: str, prefix: str | None = None, generation: str | None = None
+) -> LoadReport:
+    """Loads a file into a backbone; what does not fit is an error.
+
+    Takes the authors' files, classifiers and whole detectors and segmentors, and files of MMEngine that hold
+    a bare backbone or a model with one. Bias tables of other sizes are resized. What else is left out, or
+    left as initialised, is in the log; see `fit`.
+
+    Args:
+        backbone: A `DAT`.
+        checkpoint: Path, `http(s)://` address, or `mmdat://` and the name of a released file.
+        prefix: Where the backbone is in the file's model. By default `backbone.`, or the root.
+        generation: `'cvpr' | 'plus'`, for files that do not tell: the authors' of another name.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is of another generation or arch, or has weights
+            missing, unexpected or of another shape; names them.
+    """
+    content = read_checkpoint(find_checkpoint(checkpoint))
+    weights = interpret(content, checkpoint, prefix, generation)
+    if not weights.identity:
+        names = join_names(weights.state_dict, 5)
+        raise CheckpointError(f'{checkpoint} holds no DAT, but {names}')
+    check_weights(weights, backbone, ", in init_cfg=dict(type='Pretrained', ..., generation=...)")
+    target = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
+    fitted, report = fit(weights, target, backbone_only=True)
+    report.check()
+    backbone.load_state_dict({key.removeprefix('backbone.'): value for key, value in fitted.items()})
+    print_log(str(report), logger='current')
+    return report
+
+
+def load_model(
+    model: nn.Module, checkpoint: str, generation: str | None = None, ignore: tuple[str, ...] = ()
+) -> dict:
+    """Loads a file into a whole model of MMEngine's libraries; what does not fit is an error.
+
+    Args:
+        model: With or without a `DAT`.
+        checkpoint: As in `load_pretrained`.
+        generation: As there.
+        ignore: Prefixes of weights to leave as initialised.
+
+    Returns:
+        What the file holds besides, such as `meta`.
+
+    Raises:
+        CheckpointError: As `load_pretrained`.
+    """
+    content = read_checkpoint(find_checkpoint(checkpoint))
+    weights = interpret(content, checkpoint, generation=generation)
+    check_weights(weights, model, ' (`load_generation` of a config)')
+    fitted, report = fit(weights, model.state_dict(), ignore=ignore)
+    report.check()
+    model.load_state_dict(fitted)
+    print_log(str(report), logger='current')
+    return {key: value for key, value in content.items() if key not in ('state_dict', 'model')}
+
+
+def check_weights(weights: Weights, model: nn.Module, where: str = '') -> None:
+    """Compares generation and arch of a file with those of the `DAT` in a model, if there is one.
+
+    Args:
+        weights: Of the file.
+        model: A `DAT`, or a model with one.
+        where: How to state the generation at this door, for the message.
+
+    Raises:
+        CheckpointError: If they differ, or if the file does not tell its generation.
+    """
+    expected = find_identity(model)
+    if expected is not None and weights.identity:
+        check_identity(weights.identity, expected, weights.source, where)
+
+
+def find_identity(model: nn.Module) -> Mapping[str, Any] | None:
+    """The identity of the `DAT` in a model, or `None`."""
+    found = (getattr(module, 'identity', None) for module in model.modules())
+    return next((identity for identity in found if isinstance(identity, Mapping)), None)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from goldens import REFERENCE, case_settings, read_golden, requires_goldens
+from published import save_classifier, save_mmcv, weights_of
+from torch import nn
+
+from mmdat.backbones import DAT
+from mmdat.checkpoint import CheckpointError, from_official, interpret, load_pretrained, read_checkpoint
+from mmdat.checkpoint.architecture import derive_settings
+from mmdat.checkpoint.conversion import convert_checkpoint
+
+# Rows of the ablations that no released file has, and that our modules lack.
+OTHERS = 'cvpr_dwcmlp_128 cvpr_stemdim_128 pp_layerscale_128 pp_logcpb_128 pp_nooff_128 pp_x_128'.split()
+GOLDENS = sorted(
+    path.stem
+    for path in (REFERENCE / 'goldens').glob('*.json')
+    if not path.stem.startswith(('grad_', 'cvpr_resize')) and path.stem not in OTHERS
+)
+
+
+@requires_goldens
+@pytest.mark.parametrize('name', GOLDENS)
+def test_the_architecture_is_read_off_the_weights(name):
+    case, _ = read_golden(name)
+    generation = 'cvpr' if case['model'] == 'cvpr' else 'plus'
+    weights = interpret({'model': weights_of(name)}, f'{name}.pth', generation=generation)
+    settings = derive_settings(weights.backbone, weights.identity)
+    expected = DAT(**case_settings(case) | dict(out_indices=settings['out_indices']))
+    model = DAT(**settings)
+    model.load_state_dict(weights.backbone, strict=True)
+    assert model.identity['depths'] == expected.identity['depths']
+    for key in ('embed_dims', 'generation', 'blocks'):
+        assert model.identity[key] == expected.identity[key], key
+    if '_base_' in name:  # as released; the ablations hide the heads of some stages
+        assert model.identity == expected.identity
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in expected.state_dict().items()
+    }
+
+
+@requires_goldens
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize(
+    ('name', 'file_name', 'generation'),
+    [
+        ('cvpr_base_128w4', 'dat_tiny_in1k_224.pth', 'cvpr'),
+        ('pp_base_128', 'ckpt_epoch_299.pth', 'plus'),
+    ],
+)
+def test_classifiers(tmp_path, name, file_name, generation, suffix):
+    case, _ = read_golden(name)
+    path = save_classifier(tmp_path / file_name, weights_of(name), case['config'], 'module.')
+    clean = str(tmp_path / 'out' / f'clean{suffix}')
+    report = convert_checkpoint(path, clean)
+    weights = from_official(weights_of(name))
+    assert f'{len(weights)} weights loaded' in report
+    assert 'renamed: cls_head.weight -> head.fc.weight (1)' in report
+    assert 'not weights: optimizer, lr_scheduler, max_accuracy, epoch, config' in report
+    assert ('relative_position_index' in report) == (generation == 'cvpr')
+
+    content = read_checkpoint(clean)
+    assert content.keys() == {'meta', 'state_dict'}
+    assert f'"generation": "{generation}"' in str(content['meta']['mmdat']).replace("'", '"')
+    assert all(torch.equal(content['state_dict'][key], value) for key, value in weights.items())
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == [f'clean{suffix}']
+
+    # under any name, since the file now knows what it is
+    backbone = DAT(**case_settings(case) | dict(out_indices=(3,)))
+    assert load_pretrained(backbone, clean).loaded == len(backbone.state_dict())
+    other = case_settings(case)
+    other['arch'] |= dict(generation={'cvpr': 'plus', 'plus': 'cvpr'}[generation])
+    with pytest.raises(CheckpointError, match='differ in generation'):
+        load_pretrained(DAT(**other), clean)
+
+
+@requires_goldens
+def test_a_detector(tmp_path):
+    weights = {f'backbone.{key}': value for key, value in weights_of('det_base_128x192').items()}
+    heads = {'neck.lateral_convs.0.conv.weight': torch.ones(2), 'bbox_head.retina_cls.bias': torch.ones(3)}
+    path = save_mmcv(tmp_path / 'epoch_12.pth', weights | heads)
+    clean = str(tmp_path / 'clean.pth')
+    report = convert_checkpoint(path, clean)
+    assert 'taken as they are, for want of a config: neck.lateral_convs.*.conv.weight' in report
+    assert 'meta.config' in report
+    content = read_checkpoint(clean)
+    assert content['meta']['CLASSES'] == ('person', 'bicycle')
+    assert content['meta'].keys() == {'CLASSES', 'PALETTE', 'mmdat'}
+
+
+@requires_goldens
+def test_with_a_model(tmp_path):
+    """Its tables give the sizes, and neck and head must fit."""
+    case, _ = read_golden('det_base_128x192')
+    weights = {f'backbone.{key}': value for key, value in weights_of('det_base_128x192').items()}
+    backbone = DAT(**case_settings(case) | dict(img_size=96))
+    model = nn.ModuleDict({'backbone': backbone, 'neck': nn.Linear(2, 2)})
+    path, clean = tmp_path / 'epoch_12.pth', tmp_path / 'clean.pth'
+    save_mmcv(path, weights | {'neck.weight': torch.ones(2, 2)})
+    with pytest.raises(CheckpointError, match=r'1 missing: neck\.bias'):
+        convert_checkpoint(str(path), str(clean), model=model)
+    assert not clean.exists()
+    save_mmcv(path, weights | {'neck.weight': torch.ones(2, 2), 'neck.bias': torch.ones(2)})
+    report = convert_checkpoint(str(path), str(clean), model=model)
+    assert 'attn.position_bias_table: (2, 111, 111) -> (2, 47, 47)' in report
+    assert 'for want of a config' not in report
+
+
+@requires_goldens
+def test_our_training_files_shrink(tmp_path):
+    backbone = DAT(**case_settings(read_golden('pp_base_128')[0]))
+    content = {
+        'meta': {'epoch': 3, 'cfg': 'x = 1', 'dataset_meta': {'classes': ('a', 'b')}},
+        'state_dict': nn.ModuleDict({'backbone': backbone}).state_dict(),
+        'optimizer': {'state': {0: torch.zeros(3)}},
+        'message_hub': {},
+    }
+    torch.save(content, tmp_path / 'epoch_3.pth')
+    report = convert_checkpoint(str(tmp_path / 'epoch_3.pth'), str(tmp_path / 'clean.pth'))
+    assert 'dropped, not weights: optimizer, message_hub, meta.epoch, meta.cfg' in report
+    clean = read_checkpoint(str(tmp_path / 'clean.pth'))
+    assert clean['meta']['dataset_meta'] == {'classes': ('a', 'b')}
+    assert clean['meta']['mmdat'].items() >= backbone.identity.items()
+    assert clean['state_dict']._metadata['backbone'].items() >= backbone.identity.items()
+
+
+@requires_goldens
+@pytest.mark.parametrize(
+    ('destination', 'message'), [('x.onnx', r'must end in \.pth'), ('clean.pth', 'does not tell')]
+)
+def test_nothing_is_written_in_vain(tmp_path, destination, message):
+    path = save_classifier(tmp_path / 'mine.pth', weights_of('cvpr_base_128w4'))
+    with pytest.raises(CheckpointError, match=message):
+        convert_checkpoint(path, str(tmp_path / destination))
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.pth']
+
+
+@requires_goldens
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_classifier(tmp_path / 'dat_tiny_in1k_224.pth', weights_of('cvpr_base_128w4'))
+    (tmp_path / 'clean.pth').write_text('old')
+
+    def full(content, path):
+        open(path, 'wb').close()
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match='No space'):
+        convert_checkpoint(path, str(tmp_path / 'clean.pth'))
+    assert (tmp_path / 'clean.pth').read_text() == 'old'
+    assert len(list(tmp_path.iterdir())) == 2

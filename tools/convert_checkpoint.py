@@ -1,0 +1,21 @@
+from argparse import ArgumentParser
+
+from mmdat.engine import add_trust_argument, build_model, convert_checkpoint, run_tool
+
+
+def main():
+    parser = ArgumentParser(description="Write a clean checkpoint: weights under today's names, nothing else")
+    parser.add_argument('src', help='checkpoint file, or mmdat://NAME')
+    parser.add_argument('dst', help='file to write; .safetensors for that format')
+    parser.add_argument(
+        '--config', help='config of the whole model, to check neck and head and resize tables'
+    )
+    parser.add_argument('--generation', choices=['cvpr', 'plus'], help='for files that do not tell')
+    add_trust_argument(parser)
+    args = parser.parse_args()
+    model = build_model(args.config) if args.config else None
+    print(convert_checkpoint(args.src, args.dst, args.generation, model))
+
+
+if __name__ == '__main__':
+    run_tool(main)
