@@ -1,4 +1,4 @@
-# CamVid as prepared for SegNet, in small: 11 classes, 0 is void. ADE20K's pipelines without distorted colours.
+# CamVid as prepared for SegNet, in small: 11 classes, 0 is void. ADE20K's pipelines with true colours.
 _base_ = 'ade20k.py'
 
 data_root = 'data/camvid'
