@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.fileio import load
 
 from mmdat.released import RELEASED
 
-ROOT = Path(__file__).parents[2]
 INDEX = load(ROOT / 'model-index.yml')['Import']
 MODELS = [(name, model) for name in INDEX for model in load(ROOT / name)['Models']]
 DATASETS = {

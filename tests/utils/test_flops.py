@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -13,7 +14,6 @@ from torch import nn
 from mmdat.utils.flops import count_complexity, default_shape
 from mmdat.utils.paper import paper_rows, to_markdown
 
-ROOT = Path(__file__).parents[2]
 NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
 WIDTHS = [16, 32, 64, 128]
 CASES = {
