@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverloadPacket
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers import DeformableAttention, DeformableDETRAttention
+from ..layers import DeformableAttention, DeformableDETRAttention, NeighborhoodAttention
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[
         model = MODELS.build({**cfg.model, 'train_cfg': None})
     inference = _Inference(model).eval().to('meta')
     image = torch.empty(1, 3, *(shape or default_shape(cfg)), device='meta')
+    neighbors = 0
+
+    def count_neighbors(module: NeighborhoodAttention, args: tuple[Tensor]):
+        nonlocal neighbors
+        neighbors += 2 * args[0].numel() * module.kernel_size**2  # two products for each neighbour
+
+    for module in inference.modules():
+        if isinstance(module, NeighborhoodAttention):
+            module.register_forward_pre_hook(count_neighbors)
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         inference(image)
     counts = counter.get_flop_counts()
@@ -54,7 +63,8 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[
     )
     return {
         name: Complexity(
-            (sum(counts[scope].values()) - uncounted) // 2, sum(p.numel() for p in part.parameters())
+            (sum(counts[scope].values()) - uncounted) // 2 + neighbors,
+            sum(p.numel() for p in part.parameters()),
         )
         for name, scope, part in (
             ('backbone', f'{root}.model.backbone', model.backbone),
@@ -66,12 +76,13 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> dict[
 def default_shape(cfg: Config) -> tuple[int, int]:
     """Height and width of the images for which the paper counts a model (captions of Tables 3 to 5).
 
-    800 x 1280 for detectors, 512 x 2048 for segmentors, and the crop of the test pipeline for classifiers.
+    800 x 1280 for detectors, 512 x 2048 for segmentors, and what the test pipeline crops, or else resizes to,
+    for classifiers.
     """
     if cfg.default_scope != 'mmpretrain':
         return {'mmdet': (800, 1280), 'mmseg': (512, 2048)}[cfg.default_scope]
-    (size,) = (step.crop_size for step in cfg.test_pipeline if step.type == 'CenterCrop')
-    return size, size
+    steps = {step.type: step for step in cfg.test_pipeline}
+    return (steps['CenterCrop'].crop_size,) * 2 if 'CenterCrop' in steps else steps['Resize'].scale
 
 
 class _Inference(nn.Module):
@@ -103,11 +114,13 @@ class _Inference(nn.Module):
 
 
 def _uncounted(module: nn.Module) -> list[OpOverloadPacket]:
-    """Operators of a module that the paper's counts leave out."""
+    """Operators of a module that do not count as they run."""
     if isinstance(module, DeformableAttention) and module.offset_range == 0:
         return [_ATEN.grid_sampler_2d]  # of points that never move (Table 6, rows 1 and 2)
     if isinstance(module, DeformableDETRAttention):
         return [_ATEN.bmm]  # the weighted sum of points, in the original a product by elements (Table 8)
+    if isinstance(module, NeighborhoodAttention):
+        return [_ATEN.bmm]  # of tiles with whole regions; the neighbours alone are counted instead
     return []
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.fileio import load
 
 from mmdat.released import RELEASED
 
-ROOT = Path(__file__).parents[2]
 INDEX = load(ROOT / 'model-index.yml')['Import']
 MODELS = [(name, model) for name in INDEX for model in load(ROOT / name)['Models']]
 DATASETS = {
@@ -40,22 +40,27 @@ def test_every_config_has_one_entry():
 
 
 @pytest.mark.parametrize('metafile', INDEX)
-def test_collection_says_whose_results_these_are(metafile):
+def test_collections_say_whose_results_these_are(metafile):
     content = load(ROOT / metafile)
-    (collection,) = content['Collections']
-    assert collection['Metadata']['Results'] in ("the paper's", 'measured here')
-    assert collection['Paper']['URL'] == 'https://arxiv.org/abs/2201.00520'
-    assert {model['In Collection'] for model in content['Models']} == {collection['Name']}
+    for collection in content['Collections']:
+        is_plus = 'DAT++' in collection['Name']
+        source = "the authors'" if is_plus else "the paper's"
+        assert collection['Metadata']['Results'] in (source, 'measured here')
+        assert collection['Paper']['URL'].endswith('2309.01430' if is_plus else '2201.00520')
+    used = {model['In Collection'] for model in content['Models']}
+    assert used == {collection['Name'] for collection in content['Collections']}
+    for model in content['Models']:
+        assert ('DAT++' in model['In Collection']) == ('dat_pp' in model['Config'])
 
 
-def test_weights_are_the_released_classifiers():
-    weights = {model['Name']: model['Weights'] for _, model in MODELS if 'Weights' in model}
-    assert weights == {
-        'dat_t_300e_in1k': RELEASED['dat_tiny_in1k_224'],
-        'dat_s_300e_in1k': RELEASED['dat_small_in1k_224'],
-        'dat_b_300e_in1k': RELEASED['dat_base_in1k_224'],
-        'dat_b_384_30e_in1k': RELEASED['dat_base_in1k_384'],
-    }
+def test_weights_are_the_released_files():
+    """Each released file belongs to one config, whose results are the authors' for that file."""
+    weights = {model['Weights']: model for _, model in MODELS if 'Weights' in model}
+    assert weights.keys() == {release.url for release in RELEASED.values()}
+    for release in RELEASED.values():
+        metrics = [result['Metrics'] for result in weights[release.url]['Results']]
+        values = [value for metric in metrics for value in metric.values()]
+        assert values == list(release.results.values()), release.name
 
 
 @pytest.mark.parametrize(('metafile', 'model'), MODELS, ids=[model['Name'] for _, model in MODELS])

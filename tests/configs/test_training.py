@@ -1,17 +1,15 @@
 """One training step and one evaluation of a config from each folder, at small size on real data."""
 
 import socket
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import DATA, ROOT
 from mmengine.hooks import Hook
 from torch import nn
 
 from mmdat.engine import build_runner, enable_tta, load_config, preflight
 
-ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / 'shared' / 'data'
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f'needs the images in {DATA}')
 
 NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
@@ -21,7 +19,10 @@ BACKBONE = dict(arch=NARROW, drop_path_rate=0.0, init_cfg=None)
 TWO_STAGE = dict(neck=dict(in_channels=WIDTHS), test_cfg=dict(rcnn=dict(score_thr=0.0)))
 CLASSIFIER = dict(head=dict(in_channels=WIDTHS[3]))
 UPERNET = dict(decode_head=dict(in_channels=WIDTHS, channels=32), auxiliary_head=dict(in_channels=WIDTHS[2]))
-COCO, ADE, IMAGENET = (str(DATA / d) for d in ('coco/', 'ade/ADEChallengeData2016', 'imagenet_1k_sample'))
+COCO, ADE, IMAGENET, CAMVID, FLOWERS = (
+    str(DATA / name)
+    for name in ('coco/', 'ade/ADEChallengeData2016', 'imagenet_1k_sample', 'camvid', 'flowers5')
+)
 # Data, and what else changes in the model with its width.
 CASES = {
     'retinanet/dat_t_1x_coco': (COCO, dict(neck=dict(in_channels=WIDTHS[1:]), test_cfg=dict(score_thr=0.0))),
@@ -33,6 +34,8 @@ CASES = {
     'imagenet/dat_b_384_30e_in1k': (IMAGENET, CLASSIFIER),
     'ablation/table6_sra': (IMAGENET, CLASSIFIER),
     'ablation/table8_deformable_detr_16_16': (IMAGENET, CLASSIFIER),
+    'learning/flowers5_dat': (FLOWERS, CLASSIFIER),
+    'learning/camvid_dat': (CAMVID, UPERNET),
 }
 
 
@@ -64,14 +67,14 @@ def small_config(name, work_dir):
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
         dataset = cfg[f'{split}_dataloader'].dataset
         dataset.indices = 2
-        if cfg.default_scope == 'mmpretrain':
+        if data_root == IMAGENET:
             dataset.update(ann_file='labels.txt', data_prefix='val', split='')
-        else:
+        elif data_root in (COCO, ADE):
             shrink(dataset.pipeline)
     cfg.train_dataloader.batch_size = 2
-    if cfg.default_scope == 'mmseg':
+    if data_root == ADE:
         shrink(cfg.tta_pipeline)
-    if cfg.default_scope != 'mmpretrain':
+    if data_root in (COCO, ADE):
         shrink([cfg.model.data_preprocessor, cfg.model.train_cfg, cfg.model.test_cfg])
     limit = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
     cfg.train_cfg[limit] = cfg.train_cfg.val_interval = 1

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 
 from mmdat.engine import PreflightError, load_config, preflight
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+CONFIGS = ROOT / 'configs'
 
 
 def config(name: str, data_root: Path) -> Config:

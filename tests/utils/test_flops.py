@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -13,7 +14,6 @@ from torch import nn
 from mmdat.utils.flops import count_complexity, default_shape
 from mmdat.utils.paper import paper_rows, to_markdown
 
-ROOT = Path(__file__).parents[2]
 NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
 WIDTHS = [16, 32, 64, 128]
 CASES = {
@@ -67,6 +67,20 @@ def test_equals_mmengine(name):
 def test_swin_detectors_as_printed(name, giga):
     """Tables 3 and 4 quote Swin's own counts, which checks the heads and the number of regions."""
     assert round(count(get_config(f'mmdet::swin/{name}.py')).flops / 1e9) == giga
+
+
+@pytest.mark.parametrize(
+    ('name', 'giga', 'millions'),
+    [('t', 4.288, 23.96), ('s', 9.426, 53.13), ('b', 16.560, 93.69)],
+)
+def test_dat_plus_plus_as_the_authors_code_counts(name, giga, millions):
+    complexity = count(Config.fromfile(ROOT / f'configs/imagenet/dat_pp_{name}_300e_in1k.py'))
+    assert abs(complexity.flops / 1e9 - giga) < 1e-3
+    assert round(complexity.parameters / 1e6, 2) == millions
+
+
+def test_default_shape_without_a_crop():
+    assert default_shape(Config.fromfile(ROOT / 'configs/imagenet/dat_pp_b_384_30e_in1k.py')) == (384, 384)
 
 
 def test_shape_changes_the_count():

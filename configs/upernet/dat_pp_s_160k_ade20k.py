@@ -1,0 +1,12 @@
+_base_ = 'dat_t_160k_ade20k.py'
+
+model = dict(
+    backbone=dict(
+        arch='plus_small',
+        key_strides=(8, 4, 2, 1),
+        drop_path_rate=0.5,
+        init_cfg=dict(checkpoint='mmdat://dat_pp_small_in1k_224'),
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
