@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from conftest import ROOT
 from goldens import REFERENCE, requires_goldens
 
 from mmdat.released import RELEASED, find_release
@@ -36,3 +37,10 @@ def test_names_tell_the_generation():
 def test_files_are_found_under_the_authors_names(name, found):
     release = find_release(name)
     assert (release and release.name) == found
+
+
+def test_configs_name_released_files():
+    text = ''.join(path.read_text() for path in (ROOT / 'configs').rglob('*.py'))
+    names = set(re.findall(r'mmdat://([\w.]+)', text))
+    assert names
+    assert names <= set(RELEASED)

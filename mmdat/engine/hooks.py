@@ -41,7 +41,8 @@ class StrictCheckpointHook(Hook):
                 f'`--no-resume --cfg-options load_from={weights.source}` starts from them'
             )
         target = model.state_dict()
-        is_part = weights.is_classifier and not all(key.startswith(('backbone.', 'head.')) for key in target)
+        has_more = any(not key.startswith(('backbone.', 'head.')) for key in target)
+        is_part = bool(weights.identity) and weights.is_classifier and has_more
         if is_part and not training:
             raise CheckpointError(
                 f'{weights.source} holds a backbone and not the rest of the model: a training can start from '

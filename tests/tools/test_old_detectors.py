@@ -189,11 +189,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def run_tool(monkeypatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools' / arguments[0]), *map(str, arguments[1:])])
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
 def evaluate(monkeypatch, checkpoint: Path) -> list[dict]:
     """Predictions of `tools/test.py`."""
-    arguments = ['config.py', str(checkpoint), '--out', 'out.pkl']
-    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools/test.py'), *arguments])
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    run_tool(monkeypatch, 'test.py', 'config.py', checkpoint, '--out', 'out.pkl')
     with open('out.pkl', 'rb') as file:
         return pickle.load(file)
 
@@ -230,9 +233,10 @@ def test_a_detector_of_mmdet_2(folder, monkeypatch):
     old, native = old_weights('det_base_128x192', model)
     model.load_state_dict(native, strict=True)
     expected = predict(model, cfg)
-    for prefix in ('', 'module.'):
-        save_mmcv(folder / 'epoch_12.pth', old, prefix)
-        found = evaluate(monkeypatch, folder / 'epoch_12.pth')
+    save_mmcv(folder / 'epoch_12.pth', old, 'module.')
+    run_tool(monkeypatch, 'convert_checkpoint.py', 'epoch_12.pth', 'clean.pth', '--config', 'config.py')
+    for name in ('epoch_12.pth', 'clean.pth'):
+        found = evaluate(monkeypatch, folder / name)
         assert len(found) == len(expected) == 2
         for prediction, sample in zip(found, expected):
             instances = sample.pred_instances
