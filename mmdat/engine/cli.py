@@ -53,3 +53,5 @@ def run_tool(main: Callable[[], None]) -> None:
         if os.environ.get('RANK', '0') == '0':
             print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as the shell counts it, without a traceback
