@@ -23,9 +23,16 @@ def test_config_builds(name):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for split in ('train', 'val', 'test'):
             dataset = cfg[f'{split}_dataloader'].dataset
+            while 'dataset' in dataset:
+                dataset = dataset.dataset
             assert DATASETS.build({**dataset, 'lazy_init': True}).pipeline.transforms
         model = MODELS.build(cfg.model)
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+
+    # `--auto-scale-lr` starts from eight GPUs, but where the learning rate is for another number of images
+    if name.startswith(('retinanet', 'mask_rcnn', 'cascade', 'semantic', 'upernet')) and 'pp' not in name:
+        assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size
+    assert cfg.auto_scale_lr.base_batch_size > 0
 
     decays = weight_decays(optim_wrapper.optimizer)
     assert decays.keys() == {p for p in model.parameters() if p.requires_grad}
