@@ -29,9 +29,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='CocoMetric', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_epochs = 6
+max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
     dict(type='CosineAnnealingLR', end=max_epochs, convert_to_iter_based=True),
 ]
+randomness = dict(seed=0)
