@@ -1,6 +1,7 @@
 """Mask R-CNN with DAT on real images, through the tools: train on two processes, evaluate, resume."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,12 @@ default_hooks = dict(logger=dict(interval=1))
 """
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture
 def run(tmp_path, coco_root):
     """Runs a command of the tools on the small config and the real images."""
@@ -63,7 +70,7 @@ def run(tmp_path, coco_root):
             | {
                 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
                 'VIRTUAL_ENV': sys.prefix,
-                'PORT': '29517',
+                'PORT': str(free_port()),
                 'OMP_NUM_THREADS': '1',
             },
             capture_output=True,
