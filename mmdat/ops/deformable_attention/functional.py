@@ -1,9 +1,16 @@
+import os
+from math import prod
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
+from . import cpu
 from .coordinates import Coordinates
+from .library import operator
 from .reference import deformable_attention_reference
 
-BACKENDS = {'reference': deformable_attention_reference}
+BACKENDS = ('reference', 'portable', 'cpu')
 
 
 def deformable_attention(
@@ -31,36 +38,37 @@ def deformable_attention(
             in the groups.
         query_size: `(H, W)`.
         coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
-        backend: Name of the implementation, `None` to choose. There is only `'reference'` so far.
+        backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
+            kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
+            these inputs. `explain` tells which that is.
 
     Returns:
-        `(B, M, H * W, d)`.
+        `(B, M, H * W, d)` in the dtype of `v`.
 
     Raises:
-        ValueError: If shapes do not fit each other, or `backend` is unknown.
+        ValueError: If shapes do not fit each other, or `backend` is unknown or cannot serve these inputs.
     """
-    height, width = query_size
-    _, num_heads, num_queries, _ = q.shape
-    groups = sampling_locations.shape[1]
-    if num_queries != height * width:
-        raise ValueError(f'query_size={tuple(query_size)} does not fit {num_queries} queries')
-    if num_heads % groups or bias_table.shape[0] != num_heads:
-        raise ValueError(
-            'the heads of q, the tables and the groups must fit each other, got '
-            f'{num_heads=}, tables={bias_table.shape[0]}, {groups=}'
-        )
-    if k.shape != v.shape or k.shape[2] != sampling_locations.shape[2]:
-        raise ValueError(
-            'k and v need a row for each sampling location, got '
-            f'k {tuple(k.shape)}, v {tuple(v.shape)}, {sampling_locations.shape[2]} locations'
-        )
-    return _choose_backend(backend)(q, k, v, bias_table, sampling_locations, query_size, coordinates)
+    inputs = q, k, v, bias_table, sampling_locations
+    _check_shapes(*inputs, query_size)
+    backend, _ = _choose_backend(*inputs, backend)
+    if backend == 'reference':
+        return deformable_attention_reference(*inputs, query_size, coordinates)
+    # positions and softmax need more digits than half precision has
+    dtype = torch.promote_types(sampling_locations.dtype, torch.promote_types(v.dtype, torch.float32))
+    out, _ = operator(*(t.to(dtype) for t in inputs), *query_size, coordinates, backend)
+    return out.to(v.dtype)
 
 
-def _choose_backend(name: str | None):
-    """The one place where a backend is chosen."""
-    if name is None:
-        return deformable_attention_reference
-    if name not in BACKENDS:
-        raise ValueError(f'unknown backend {name!r}, the backends are {sorted(BACKENDS)}')
-    return BACKENDS[name]
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    sampling_locations: Tensor,
+    query_size: tuple[int, int],
+    coordinates: Coordinates = 'half_pixel',
+    backend: str | None = None,
+) -> str:
+    """The backend that `deformable_attention` takes for the same arguments, and why: `'cpu: ...'`."""
+    _check_shapes(q, k, v, bias_table, sampling_locations, query_size)
+    return '{}: {}'.format(*_choose_backend(q, k, v, bias_table, sampling_locations, backend))
