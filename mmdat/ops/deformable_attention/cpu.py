@@ -1,7 +1,7 @@
 """The C++ kernel for CPUs in `csrc/`, in float32."""
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -69,21 +69,23 @@ def backward(
 
     batch, num_heads, num_keys, _ = k.shape
     args.splits = -(-args.threads // (batch * num_heads))
-    partial_grads = [
-        k.new_empty(args.splits, *k.shape),
-        v.new_empty(args.splits, *v.shape),
-        bias_table.new_zeros(args.threads, *bias_table.shape),
-        q.new_empty(args.splits, batch, num_heads, num_keys, 2),
-    ]
-    args.grad_out, args.grad_q = _Rows.of(grad_out), _Rows.of(grads[0])
-    args.grad_k, args.grad_v, args.grad_table, args.grad_locations = (t.data_ptr() for t in partial_grads)
+    grads_k, grads_v = (g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3])
+    grads_table = bias_table.new_zeros(args.threads, *bias_table.shape)
+    grads_locations = q.new_empty(args.splits, batch, num_heads, num_keys, 2)
+    args.grad_out, args.grad_q, args.grad_k, args.grad_v = (
+        _Rows.of(t) for t in (grad_out, grads[0], grads_k[0], grads_v[0])
+    )
+    args.split_stride = grads_k.stride(0)
+    args.grad_table, args.grad_locations = grads_table.data_ptr(), grads_locations.data_ptr()
     library, _ = load()
     library.mmdat_deformable_attention_backward(args)
-    *partial_grads, partial_locations = partial_grads
-    for grad, partial in zip(grads[1:4], partial_grads):
-        torch.sum(partial, 0, out=grad)
+
+    if args.splits > 1:
+        torch.sum(grads_k, 0, out=grads[1])
+        torch.sum(grads_v, 0, out=grads[2])
+    torch.sum(grads_table, 0, out=grads[3])
     groups = sampling_locations.shape[1]
-    torch.sum(partial_locations.unflatten(2, (groups, -1)), (0, 3), out=grads[4])
+    torch.sum(grads_locations.unflatten(2, (groups, -1)), (0, 3), out=grads[4])
 
 
 class _Rows(ctypes.Structure):
@@ -114,17 +116,14 @@ class _Arguments(ctypes.Structure):
         *((name, _QueryAxis) for name in ('y_axis', 'x_axis')),
         *((name, _Rows) for name in 'q k v out'.split()),
         *((name, ctypes.c_void_p) for name in 'table locations lse'.split()),
-        *((name, _Rows) for name in ('grad_out', 'grad_q')),
-        *((name, ctypes.c_void_p) for name in 'grad_k grad_v grad_table grad_locations'.split()),
+        *((name, _Rows) for name in 'grad_out grad_q grad_k grad_v'.split()),
+        ('split_stride', ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ('grad_table', 'grad_locations')),
     ]
 
 
 def _arguments(q, k, v, bias_table, sampling_locations, query_size, coordinates, out, lse) -> _Arguments:
     batch, num_heads, _, dims = q.shape
-    axes = []
-    for size in query_size:
-        points = query_points(1, size, coordinates, dtype=torch.float64)[0, :, 1].tolist()
-        axes.append(_QueryAxis(points[0], points[1] - points[0] if size > 1 else 0))
     return _Arguments(
         batch=batch,
         heads=num_heads,
@@ -136,8 +135,8 @@ def _arguments(q, k, v, bias_table, sampling_locations, query_size, coordinates,
         table_height=bias_table.shape[1],
         table_width=bias_table.shape[2],
         threads=torch.get_num_threads(),
-        y_axis=axes[0],
-        x_axis=axes[1],
+        y_axis=_query_axis(query_size[0], coordinates),
+        x_axis=_query_axis(query_size[1], coordinates),
         q=_Rows.of(q),
         k=_Rows.of(k),
         v=_Rows.of(v),
@@ -146,6 +145,13 @@ def _arguments(q, k, v, bias_table, sampling_locations, query_size, coordinates,
         locations=sampling_locations.data_ptr(),
         lse=lse.data_ptr(),
     )
+
+
+@lru_cache(maxsize=64)
+def _query_axis(size: int, coordinates: Coordinates) -> _QueryAxis:
+    points = query_points(1, size, coordinates, dtype=torch.float64)[0, :, 1]
+    first, second = points[:2].tolist() if size > 1 else (0.0, 0.0)
+    return _QueryAxis(first, second - first)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:

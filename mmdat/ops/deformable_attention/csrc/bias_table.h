@@ -59,8 +59,8 @@ class BiasLattice {
             high = std::max(high, u);
         }
         first_index_ = floor_div(static_cast<int>(std::floor(low)), a_) * a_;
-        const int padded_width = (width + simd::kLanes - 1) / simd::kLanes * simd::kLanes;
-        columns_ = (static_cast<int>(std::floor(high)) + 1 - first_index_) / a_ + padded_width;
+        const int reach = width + 2 * simd::kLanes;  // vectors begin inside a row, and end behind it
+        columns_ = (static_cast<int>(std::floor(high)) + 1 - first_index_) / a_ + reach;
         source_.resize(phase_size());
         fraction_.resize(phase_size());
         for (int i = 0; i < phase_size(); ++i) {

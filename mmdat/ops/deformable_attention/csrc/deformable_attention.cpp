@@ -1,7 +1,7 @@
 // Deformable attention on CPUs, Equation (9) of the paper, in float32. See `Arguments` for shapes.
 //
-// Keys are broadcast, queries are the lanes of vectors: a vector holds neighbouring queries of one row of the map, a
-// tile is up to kTile vectors. The forward pass walks over blocks of kBlock keys with an online softmax; the
+// Keys are broadcast, queries are the lanes of vectors: a piece of a vector holds neighbouring queries of one row of
+// the map, a vector is one piece, or two where that leaves fewer lanes empty, and a tile is up to kTile vectors. The forward pass walks over blocks of kBlock keys with an online softmax; the
 // backward pass computes the probabilities of a block again from the stored denominators. Logits never leave the
 // cache. In both, a thread takes a contiguous part of the work, ordered by head: it lays out the bias table once
 // for each of its heads. The parts depend on nothing but the sizes and the number of threads, so results do not either.
@@ -56,7 +56,8 @@ struct Arguments {
     const float* locations;         // (B, G, N_k, 2), (y, x)
     float* lse;                     // (B, M, H W), natural logarithm of the softmax's denominator
     Rows grad_out, grad_q;          // (B, M, H W, d)
-    float *grad_k, *grad_v;         // (splits, B, M, N_k, d)
+    Rows grad_k, grad_v;            // (B, M, N_k, d), the first of `splits`
+    int64_t split_stride;           // floats from there to the next one
     float* grad_table;              // (threads, M, T_h, T_w), zeros
     float* grad_locations;          // (splits, B, M, N_k, 2)
 };
@@ -77,81 +78,110 @@ class Buffer {
     std::unique_ptr<float[], Delete> data_;
 };
 
-// Vectors of queries, counted row by row: a row of the map has `per_row` of them, the last one not full.
-struct QueryVectors {
+// How queries fill vectors. Pieces are counted row by row: a row of the map has `per_row` of them, the last not full.
+template <int kPieces>
+struct Layout {
+    static constexpr int kPiece = kLanes / kPieces;  // lanes
     int height, width, per_row;
-    explicit QueryVectors(const Arguments& args)
-        : height(args.height), width(args.width), per_row((args.width + kLanes - 1) / kLanes) {}
-    int count() const { return height * per_row; }
-    int row(int vector) const { return vector / per_row; }
-    int column(int vector) const { return vector % per_row * kLanes; }
-    int query(int vector) const { return row(vector) * width + column(vector); }
-    int filled(int vector) const { return std::min(kLanes, width - column(vector)); }
+    explicit Layout(const Arguments& args)
+        : height(args.height), width(args.width), per_row((args.width + kPiece - 1) / kPiece) {}
+    int count() const { return (height * per_row + kPieces - 1) / kPieces; }
+    int row(int piece) const { return std::min(piece / per_row, height - 1); }
+    int column(int piece) const { return piece % per_row * kPiece; }
+    // The query in a lane, or -1.
+    int query(int vector, int lane) const {
+        const int piece = vector * kPieces + lane / kPiece, x = column(piece) + lane % kPiece;
+        return piece < height * per_row && x < width ? piece / per_row * width + x : -1;
+    }
 };
 
-int padded_dims(const Arguments& args) { return (args.dims + kLanes - 1) / kLanes * kLanes; }
+// Two pieces where they leave a tenth fewer lanes empty; they take more loads and stores.
+bool takes_two_pieces(const Arguments& args) {
+    return 11 * Layout<2>(args).count() <= 10 * Layout<1>(args).count();
+}
+
 int num_tiles(int vectors) { return (vectors + kTile - 1) / kTile; }
 int first_of_part(int64_t count, int part, int parts) { return static_cast<int>(count * part / parts); }
+
+// Where the keys of all images and groups lie. Behind the last one of a group it is repeated, for a block.
+struct Keys {
+    int stride;
+    std::vector<BiasLattice::Column> columns;
+    std::vector<float> y;
+
+    Keys(const Arguments& args, const BiasLattice& lattice)
+        : stride(args.keys + kBlock),
+          columns(static_cast<int64_t>(args.batch) * args.groups * stride),
+          y(columns.size()) {
+#pragma omp parallel for num_threads(args.threads)
+        for (int group = 0; group < args.batch * args.groups; ++group) {
+            for (int n = 0; n < stride; ++n) {
+                const int64_t to = static_cast<int64_t>(group) * stride + n;
+                if (n < args.keys) {
+                    const float* location = args.locations + 2 * (static_cast<int64_t>(group) * args.keys + n);
+                    y[to] = location[0];
+                    columns[to] = lattice.column(location[1]);
+                } else {
+                    y[to] = y[to - 1];
+                    columns[to] = columns[to - 1];
+                }
+            }
+        }
+    }
+};
 
 // What a thread keeps of the head and the image that it works on.
 struct Head {
     const Arguments& args;
     const BiasLattice& lattice;
-    Buffer bias;     // values of the lattice
+    const Keys& keys;
     const int dims;  // d, padded by zeros to whole vectors
+    Buffer bias;     // values of the lattice
     Buffer k, v;     // (N_k padded, dims), contiguous; the keys have the factor of the logits
-    std::vector<BiasLattice::Column> columns;  // of each key; behind the last one it is repeated
-    std::vector<float> y;                      // of each key, alike
+    const BiasLattice::Column* columns = nullptr;  // of each key
+    const float* y = nullptr;                      // alike
     int m = -1, b = -1;
 
-    Head(const Arguments& args, const BiasLattice& lattice)
+    Head(const Arguments& args, const BiasLattice& lattice, const Keys& keys)
         : args(args),
           lattice(lattice),
+          keys(keys),
+          dims((args.dims + kLanes - 1) / kLanes * kLanes),
           bias(lattice.size()),
-          dims(padded_dims(args)),
           k(static_cast<int64_t>(args.keys + kBlock) * dims),
-          v(static_cast<int64_t>(args.keys + kBlock) * dims),
-          columns(args.keys + kBlock),
-          y(args.keys + kBlock) {}
+          v(static_cast<int64_t>(args.keys + kBlock) * dims) {}
 
-    // Returns whether the head is another one than before.
-    bool enter(int head, int image) {
-        const bool other_head = head != m;
-        if (other_head) {
+    void enter(int head, int image) {
+        if (head == m && image == b) return;
+        if (head != m) {
             lattice.spread(args.table + static_cast<int64_t>(head) * args.table_height * args.table_width, kLog2E, bias);
-        }
-        if (other_head || image != b) {
-            pack(args.k, head, image, kLog2E / std::sqrt(static_cast<float>(args.dims)), k);
-            pack(args.v, head, image, 1, v);
-            const int group = head / (args.heads / args.groups);
-            const float* location = args.locations + (static_cast<int64_t>(image) * args.groups + group) * args.keys * 2;
-            for (int n = 0; n < args.keys + kBlock; ++n) {  // behind the last key it is repeated
-                const float* at = location + 2 * std::min(n, args.keys - 1);
-                y[n] = at[0];
-                columns[n] = lattice.column(at[1]);
-            }
         }
         m = head;
         b = image;
-        return other_head;
+        pack(args.k, kLog2E / std::sqrt(static_cast<float>(args.dims)), k);
+        pack(args.v, 1, v);
+        const int64_t group = static_cast<int64_t>(b) * args.groups + m / (args.heads / args.groups);
+        columns = &keys.columns[group * keys.stride];
+        y = &keys.y[group * keys.stride];
     }
 
    private:
-    void pack(const Rows& rows, int head, int image, float factor, float* to) const {
+    void pack(const Rows& rows, float factor, float* to) const {
         for (int n = 0; n < args.keys; ++n) {
-            const float* row = rows.row(image, head, n);
-            for (int c = 0; c < dims; ++c) to[c] = c < args.dims ? row[c] * factor : 0.f;
+            const float* row = rows.row(b, m, n);
+            for (int c = 0; c < args.dims; ++c) to[c] = row[c] * factor;
+            std::fill(to + args.dims, to + dims, 0.f);
             to += dims;
         }
         std::fill_n(to, static_cast<int64_t>(kBlock) * dims, 0.f);
     }
 };
 
-// Where a block of keys sees the rows of queries of a tile: for each row and key the offset of the table row above,
-// and the weight of the row below.
+// Where a block of keys sees the pieces of a tile: for each piece and key the offset of the table row above, and the
+// weight of the row below.
 struct TableRows {
-    int32_t offsets[kTile][kBlock];
-    float weights[kTile][kBlock];
+    int32_t offsets[2 * kTile][kBlock];
+    float weights[2 * kTile][kBlock];
 
     void locate(const Head& head, const int* query_rows, int count, int first_key) {
         const Arguments& args = head.args;
@@ -174,104 +204,155 @@ struct TableRows {
     }
 };
 
-// The four corners between which the bias of a vector of queries lies, and their weights.
-struct Corners {
-    const float *top_left, *top_right;
-    int to_bottom;
-    float left, right, top, bottom;
+// The first lanes of two vectors, together.
+template <int... lane>
+Vec join(Vec a, Vec b, std::integer_sequence<int, lane...>) {
+    return simd::shuffle<(lane < kLanes / 2 ? lane : lane + kLanes / 2)...>(a, b);
+}
 
-    // Key `n` of the block that starts at first_key, seen by the queries of a vector of the tile.
-    Corners(const Head& head, const TableRows& rows, int vector, int query_column, int first_key, int n)
-        : to_bottom(head.lattice.phase_size()) {
+// The last half of the lanes, moved to the front, or (piece 0) the first half; zeros behind.
+template <int piece, int... lane>
+Vec part(Vec x, std::integer_sequence<int, lane...>) {
+    return simd::shuffle<(lane < kLanes / 2 ? lane + piece * (kLanes / 2) : kLanes + lane)...>(x, Vec{});
+}
+
+constexpr auto kLaneSequence = std::make_integer_sequence<int, kLanes>();
+
+template <int kPieces>
+Vec load_pieces(const float* const (&from)[kPieces]) {
+    if constexpr (kPieces == 1) return load(from[0]);
+    else return join(load(from[0]), load(from[1]), kLaneSequence);
+}
+
+// Adds to the gradients of the numbers that `load_pieces` loads, which are `to_grad` floats away. One piece after
+// the other, for they may overlap.
+template <int kPieces>
+void add_pieces(const float* const (&at)[kPieces], ptrdiff_t to_grad, Vec x) {
+    auto add = [&](int piece, Vec part) {
+        float* to = const_cast<float*>(at[piece]) + to_grad;
+        store(to, load(to) + part);
+    };
+    if constexpr (kPieces == 1) {
+        add(0, x);
+    } else {
+        add(0, part<0>(x, kLaneSequence));
+        add(1, part<1>(x, kLaneSequence));
+    }
+}
+
+template <int kPieces>
+Vec broadcast_pieces(const float (&x)[kPieces]) {
+    if constexpr (kPieces == 1) return broadcast(x[0]);
+    else return join(broadcast(x[0]), broadcast(x[1]), kLaneSequence);
+}
+
+// The four corners between which the biases of a vector of queries to a key lie, and their weights.
+template <int kPieces>
+struct Corners {
+    const float *top_left[kPieces], *top_right[kPieces], *bottom_left[kPieces], *bottom_right[kPieces];
+    float left, right;
+    Vec top, bottom;
+
+    // Key n of the block that starts at first_key, and a vector of a tile whose pieces are in these columns.
+    Corners(const Head& head, const TableRows& rows, int vector, const int* columns, int first_key, int n) {
         const BiasLattice::Column& column = head.columns[first_key + n];
-        const float* row = head.bias + rows.offsets[vector][n] + query_column;
-        top_left = row + column.left;
-        top_right = row + column.right;
         right = column.weight;
         left = 1 - right;
-        bottom = rows.weights[vector][n];
+        float weights[kPieces];
+        for (int piece = 0; piece < kPieces; ++piece) {
+            const int i = vector * kPieces + piece;
+            const float* row = head.bias + rows.offsets[i][n] + columns[i];
+            top_left[piece] = row + column.left;
+            top_right[piece] = row + column.right;
+            bottom_left[piece] = top_left[piece] + head.lattice.phase_size();
+            bottom_right[piece] = top_right[piece] + head.lattice.phase_size();
+            weights[piece] = rows.weights[i][n];
+        }
+        bottom = broadcast_pieces(weights);
         top = 1 - bottom;
     }
 
     Vec bias() const {
-        const Vec above = left * load(top_left) + right * load(top_right);
-        const Vec below = left * load(top_left + to_bottom) + right * load(top_right + to_bottom);
+        const Vec above = left * load_pieces(top_left) + right * load_pieces(top_right);
+        const Vec below = left * load_pieces(bottom_left) + right * load_pieces(bottom_right);
         return top * above + bottom * below;
     }
 };
 
-// Queries, or their gradients, of a tile: vectors are at `[channel][vector of the tile][lane]`.
-template <int kVectors, int kDims>
+// Some vectors of queries: what is kept of them is at `[channel][vector of the tile][lane]`.
+template <int kVectors, int kDims, int kPieces>
 struct Tile {
     static constexpr int kStride = kVectors * kLanes;  // from a channel to the next
     const Head& head;
-    const QueryVectors& vectors;
-    const int first;  // vector
     const int dims = kDims ? kDims : head.dims;
-    int query_rows[kVectors], columns[kVectors];
+    int queries[kStride];  // in the lanes, -1 for none
+    int rows[kVectors * kPieces], columns[kVectors * kPieces];  // where the pieces start on the map
 
-    Tile(const Head& head, const QueryVectors& vectors, int first) : head(head), vectors(vectors), first(first) {
-        for (int i = 0; i < kVectors; ++i) {
-            query_rows[i] = vectors.row(first + i);
-            columns[i] = vectors.column(first + i);
+    Tile(const Head& head, const Layout<kPieces>& layout, int first_vector) : head(head) {
+        for (int i = 0; i < kVectors * kPieces; ++i) {
+            rows[i] = layout.row(first_vector * kPieces + i);
+            columns[i] = layout.column(first_vector * kPieces + i);
         }
+        for (int i = 0; i < kStride; ++i) queries[i] = layout.query(first_vector + i / kLanes, i % kLanes);
     }
 
-    // Lanes beyond the end of a map's row, and channels beyond d, become 0.
-    void load_transposed(const Rows& rows, float* to) const {
-        for (int i = 0; i < kVectors; ++i) {
-            const int query = vectors.query(first + i), filled = vectors.filled(first + i);
+    // Lanes without a query, and channels beyond d, become 0. `copy`, if there is one, gets (query, dims).
+    void load_transposed(const Rows& from, float* to, float* copy = nullptr) const {
+        for (int i = 0; i < kStride; i += kLanes) {
             for (int c = 0; c < dims; c += kLanes) {
                 Vec x[kLanes];
                 for (int lane = 0; lane < kLanes; ++lane) {
-                    x[lane] = lane < filled ? load_channels(rows.row(head.b, head.m, query + lane), c) : Vec{};
+                    const int query = queries[i + lane];
+                    x[lane] = query < 0 ? Vec{} : load_channels(from.row(head.b, head.m, query), c);
+                    if (copy) store(copy + (i + lane) * dims + c, x[lane]);
                 }
                 simd::transpose(x);
-                for (int j = 0; j < kLanes; ++j) store(to + (c + j) * kStride + i * kLanes, x[j]);
+                for (int j = 0; j < kLanes; ++j) store(to + (c + j) * kStride + i, x[j]);
             }
-        }
-    }
-
-    // Asks for the rows of the tile behind this one.
-    void prefetch_next(const Rows& rows) const {
-        const int begin = vectors.query(first + kVectors - 1) + kLanes, end = begin + kVectors * kLanes;
-        for (int n = begin; n < std::min(end, vectors.height * vectors.width); ++n) {
-            const char* row = reinterpret_cast<const char*>(rows.row(head.b, head.m, n));
-            for (size_t byte = 0; byte < dims * sizeof(float); byte += 64) __builtin_prefetch(row + byte);
         }
     }
 
     // The other way round, each query times its factor.
-    void store_transposed(const float* from, const Vec* factors, const Rows& rows) const {
-        for (int i = 0; i < kVectors; ++i) {
-            const int query = vectors.query(first + i), filled = vectors.filled(first + i);
+    void store_transposed(const float* from, const Vec* factors, const Rows& to) const {
+        for (int i = 0; i < kStride; i += kLanes) {
             for (int c = 0; c < dims; c += kLanes) {
                 Vec x[kLanes];
-                for (int j = 0; j < kLanes; ++j) x[j] = load(from + (c + j) * kStride + i * kLanes) * factors[i];
+                for (int j = 0; j < kLanes; ++j) x[j] = load(from + (c + j) * kStride + i) * factors[i / kLanes];
                 simd::transpose(x);
-                for (int lane = 0; lane < filled; ++lane) {
-                    store_channels(rows.row(head.b, head.m, query + lane), c, x[lane]);
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    const int query = queries[i + lane];
+                    if (query >= 0) store_channels(to.row(head.b, head.m, query), c, x[lane]);
                 }
             }
         }
     }
 
+    // Asks for the rows behind this tile's: the next tile's.
+    void prefetch_next(const Rows& from) const {
+        const int begin = *std::max_element(queries, queries + kStride) + 1;
+        const int end = std::min(begin + kStride, head.args.height * head.args.width);
+        for (int query = begin; query < end; ++query) {
+            const char* row = reinterpret_cast<const char*>(from.row(head.b, head.m, query));
+            for (size_t byte = 0; byte < dims * sizeof(float); byte += 64) __builtin_prefetch(row + byte);
+        }
+    }
+
     // sums[key][vector] += keys . queries, over the channels, for kKeys rows of keys.
-    void add_products(const float* keys, const float* queries, Vec (&sums)[kKeys][kVectors]) const {
+    void add_products(const float* keys, const float* tile, Vec (&sums)[kKeys][kVectors]) const {
         for (int c = 0; c < dims; ++c) {
             Vec key[kKeys];
             for (int n = 0; n < kKeys; ++n) key[n] = broadcast(keys[n * dims + c]);
 #pragma GCC unroll 8
             for (int i = 0; i < kVectors; ++i) {
-                const Vec query = load(queries + c * kStride + i * kLanes);
+                const Vec query = load(tile + c * kStride + i * kLanes);
                 for (int n = 0; n < kKeys; ++n) sums[n][i] += key[n] * query;
             }
         }
     }
 
-    // to[channel][vector] = to[channel][vector] * scales[vector] + weights[key][vector] * keys[key][channel], summed over
-    // `count` keys. The keys are summed before they are added, which keeps more digits than one long sum.
-    void add_weighted(const float* keys, const float* weights, int count, const Vec* scales, float* to) const {
+    // tile[channel][vector] = tile[channel][vector] * scales[vector] + weights[key][vector] * keys[key][channel], summed
+    // over `count` keys. The keys are summed before they are added, which keeps more digits than one long sum.
+    void add_weighted(const float* keys, const float* weights, int count, const Vec* scales, float* tile) const {
         for (int c = 0; c < dims; c += kKeys) {
             Vec sums[kKeys][kVectors]{};
             for (int n = 0; n < count; ++n) {
@@ -285,21 +366,43 @@ struct Tile {
             }
             for (int j = 0; j < kKeys; ++j) {
                 for (int i = 0; i < kVectors; ++i) {
-                    float* at = to + (c + j) * kStride + i * kLanes;
+                    float* at = tile + (c + j) * kStride + i * kLanes;
                     store(at, load(at) * scales[i] + sums[j][i]);
                 }
             }
         }
     }
 
-    // Biases of kKeys keys, from `n` of the block on, less `minus` of each query.
-    void load_biases(const TableRows& table_rows, int first_key, int n, const Vec* minus, Vec (&to)[kKeys][kVectors]) const {
-        for (int k = 0; k < kKeys; ++k) {
-            for (int i = 0; i < kVectors; ++i) {
-                const Corners corners(head, table_rows, i, columns[i], first_key, n + k);
-                to[k][i] = minus ? corners.bias() - minus[i] : corners.bias();
+    // to[key][channel] += weights[key][query] * copies[query][channel], over the queries of the tile, for `count` keys.
+    void add_over_queries(const float* weights, const float* copies, int count, float* to) const {
+        for (int n = 0; n < count; n += kKeyRows) {
+            for (int c = 0; c < dims; c += 2 * kLanes) {
+                const bool two = c + kLanes < dims;
+                Vec sums[kKeyRows][2]{};
+                for (int query = 0; query < kStride; ++query) {
+                    const Vec x = load(copies + query * dims + c);
+                    const Vec next = two ? load(copies + query * dims + c + kLanes) : Vec{};
+#pragma GCC unroll 8
+                    for (int k = 0; k < kKeyRows; ++k) {
+                        const Vec weight = broadcast(weights[(n + k) * kStride + query]);
+                        sums[k][0] += weight * x;
+                        sums[k][1] += weight * next;
+                    }
+                }
+                for (int k = 0; k < kKeyRows; ++k) {
+                    float* at = to + (n + k) * dims + c;
+                    store(at, load(at) + sums[k][0]);
+                    if (two) store(at + kLanes, load(at + kLanes) + sums[k][1]);
+                }
             }
         }
+    }
+
+    // Biases of kKeys keys, from `n` of the block on.
+    void load_biases(const TableRows& table_rows, int first_key, int n, Vec (&to)[kKeys][kVectors]) const {
+        for (int k = 0; k < kKeys; ++k)
+            for (int i = 0; i < kVectors; ++i)
+                to[k][i] = Corners<kPieces>(head, table_rows, i, columns, first_key, n + k).bias();
     }
 
    private:
@@ -317,14 +420,14 @@ struct Tile {
 
 struct ForwardScratch {
     Buffer q, out, weights;
-    explicit ForwardScratch(int dims)
-        : q(dims * kTile * kLanes), out(dims * kTile * kLanes), weights(kBlock * kTile * kLanes) {}
+    explicit ForwardScratch(const Head& head)
+        : q(head.dims * kTile * kLanes), out(head.dims * kTile * kLanes), weights(kBlock * kTile * kLanes) {}
 };
 
-template <int kVectors, int kDims>
-void forward_tile(const Head& head, const QueryVectors& vectors, int first, ForwardScratch& scratch) {
+template <int kVectors, int kDims, int kPieces>
+void forward_tile(const Head& head, const Layout<kPieces>& layout, int first_vector, ForwardScratch& scratch) {
     const Arguments& args = head.args;
-    const Tile<kVectors, kDims> tile(head, vectors, first);
+    const Tile<kVectors, kDims, kPieces> tile(head, layout, first_vector);
     constexpr int kStride = tile.kStride;
     tile.load_transposed(args.q, scratch.q);
     tile.prefetch_next(args.q);
@@ -338,12 +441,12 @@ void forward_tile(const Head& head, const QueryVectors& vectors, int first, Forw
     TableRows table_rows;
     for (int first_key = 0; first_key < args.keys; first_key += kBlock) {
         const int count = std::min(kBlock, args.keys - first_key);
-        table_rows.locate(head, tile.query_rows, kVectors, first_key);
+        table_rows.locate(head, tile.rows, kVectors * kPieces, first_key);
         Vec highest_here[kVectors];
         std::copy_n(highest, kVectors, highest_here);
         for (int n = 0; n < count; n += kKeys) {
             Vec logits[kKeys][kVectors];
-            tile.load_biases(table_rows, first_key, n, nullptr, logits);
+            tile.load_biases(table_rows, first_key, n, logits);
             tile.add_products(head.k + (first_key + n) * tile.dims, scratch.q, logits);
             for (int k = 0; k < kKeys; ++k) {
                 for (int i = 0; i < kVectors; ++i) {
@@ -368,13 +471,13 @@ void forward_tile(const Head& head, const QueryVectors& vectors, int first, Forw
         tile.add_weighted(head.v + first_key * tile.dims, scratch.weights, count, scales, scratch.out);
     }
 
-    for (int i = 0; i < kVectors; ++i) {
-        float* lse = args.lse + (static_cast<int64_t>(head.b) * args.heads + head.m) * args.height * args.width;
-        for (int lane = 0; lane < vectors.filled(first + i); ++lane) {
-            lse[vectors.query(first + i) + lane] = kLn2 * (highest[i][lane] + std::log2(total[i][lane]));
-        }
-        total[i] = 1.f / total[i];
+    float* lse = args.lse + (static_cast<int64_t>(head.b) * args.heads + head.m) * args.height * args.width;
+    for (int i = 0; i < kStride; ++i) {
+        if (tile.queries[i] < 0) continue;
+        const int vector = i / kLanes, lane = i % kLanes;
+        lse[tile.queries[i]] = kLn2 * (highest[vector][lane] + std::log2(total[vector][lane]));
     }
+    for (int i = 0; i < kVectors; ++i) total[i] = 1.f / total[i];
     tile.store_transposed(scratch.out, total, args.out);
 }
 
@@ -406,89 +509,45 @@ struct BackwardScratch {
     }
 };
 
-// to[key][channel] += weights[key][query] * rows[query][channel], for a block of keys and the queries of a tile.
-template <int kDims>
-void add_transposed_products(const float* weights, const float* rows, int count, int queries, int all_dims, float* to) {
-    const int dims = kDims ? kDims : all_dims;
-    constexpr int kWidth = 2;  // vectors of channels at a time
-    for (int n = 0; n < count; n += kKeyRows) {
-        for (int c = 0; c < dims; c += kWidth * kLanes) {
-            const int width = std::min(kWidth, (dims - c) / kLanes);
-            if (width == kWidth) {
-                Vec sums[kKeyRows][kWidth]{};
-                for (int j = 0; j < queries; ++j) {
-                    const Vec x0 = load(rows + j * dims + c), x1 = load(rows + j * dims + c + kLanes);
-#pragma GCC unroll 8
-                    for (int k = 0; k < kKeyRows; ++k) {
-                        const Vec weight = broadcast(weights[(n + k) * queries + j]);
-                        sums[k][0] += weight * x0;
-                        sums[k][1] += weight * x1;
-                    }
-                }
-                for (int k = 0; k < kKeyRows; ++k) {
-                    for (int w = 0; w < kWidth; ++w) {
-                        float* at = to + (n + k) * dims + c + w * kLanes;
-                        store(at, load(at) + sums[k][w]);
-                    }
-                }
-            } else {
-                for (int k = 0; k < kKeyRows; ++k) {
-                    Vec total{};
-                    for (int j = 0; j < queries; ++j) total += weights[(n + k) * queries + j] * load(rows + j * dims + c);
-                    store(to + (n + k) * dims + c, load(to + (n + k) * dims + c) + total);
-                }
-            }
-        }
-    }
-}
-
-template <int kVectors, int kDims>
-void backward_tile(const Head& head, const QueryVectors& vectors, int first, BackwardScratch& scratch) {
+template <int kVectors, int kDims, int kPieces>
+void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_vector, BackwardScratch& scratch) {
     const Arguments& args = head.args;
-    const Tile<kVectors, kDims> tile(head, vectors, first);
+    const Tile<kVectors, kDims, kPieces> tile(head, layout, first_vector);
     constexpr int kStride = tile.kStride;
     const int dims = tile.dims;
-    tile.load_transposed(args.q, scratch.q);
-    tile.load_transposed(args.grad_out, scratch.grad_out);
-    for (const Rows& rows : {args.q, args.out, args.grad_out}) tile.prefetch_next(rows);
-    std::fill_n(static_cast<float*>(scratch.grad_q), dims * kStride, 0.f);
+    tile.load_transposed(args.q, scratch.q, scratch.q_rows);
+    tile.load_transposed(args.grad_out, scratch.grad_out, scratch.grad_out_rows);
+    tile.load_transposed(args.out, scratch.grad_q);
+    for (const Rows* rows : {&args.q, &args.grad_out, &args.out}) tile.prefetch_next(*rows);
 
-    // Where no query is, the denominator is infinite and the weights are 0.
-    Vec log_total[kVectors], delta[kVectors], ones[kVectors];  // delta: rows of out . grad_out
-    for (int i = 0; i < kVectors; ++i) {
-        ones[i] = broadcast(1);
-        const int query = vectors.query(first + i), filled = vectors.filled(first + i);
-        const float* lse = args.lse + (static_cast<int64_t>(head.b) * args.heads + head.m) * args.height * args.width;
-        log_total[i] = broadcast(1e30f);
-        delta[i] = Vec{};
-        for (int lane = 0; lane < kLanes; ++lane) {
-            float* q_row = scratch.q_rows + (i * kLanes + lane) * dims;
-            float* grad_out_row = scratch.grad_out_rows + (i * kLanes + lane) * dims;
-            std::fill_n(q_row, dims, 0.f);
-            std::fill_n(grad_out_row, dims, 0.f);
-            if (lane >= filled) continue;
-            const float* out = args.out.row(head.b, head.m, query + lane);
-            std::copy_n(args.q.row(head.b, head.m, query + lane), args.dims, q_row);
-            std::copy_n(args.grad_out.row(head.b, head.m, query + lane), args.dims, grad_out_row);
-            float product = 0;
-            for (int c = 0; c < args.dims; ++c) product += out[c] * grad_out_row[c];
-            delta[i][lane] = product;
-            log_total[i][lane] = kLog2E * lse[query + lane];
+    Vec ones[kVectors], log_total[kVectors], delta[kVectors]{};  // delta: out . grad_out
+    for (int c = 0; c < dims; ++c) {
+        for (int i = 0; i < kVectors; ++i) {
+            float* out = scratch.grad_q + c * kStride + i * kLanes;
+            delta[i] += load(out) * load(scratch.grad_out + c * kStride + i * kLanes);
+            store(out, Vec{});
         }
     }
+    const float* lse = args.lse + (static_cast<int64_t>(head.b) * args.heads + head.m) * args.height * args.width;
+    for (int i = 0; i < kStride; ++i) {
+        const float no_weights = 1e30f;
+        log_total[i / kLanes][i % kLanes] = tile.queries[i] < 0 ? no_weights : kLog2E * lse[tile.queries[i]];
+        ones[i / kLanes] = broadcast(1);
+    }
 
+    const ptrdiff_t to_grad = scratch.grad_bias - head.bias;
     TableRows table_rows;
     for (int first_key = 0; first_key < args.keys; first_key += kBlock) {
         const int count = std::min(kBlock, args.keys - first_key);
         const float *k = head.k + first_key * dims, *v = head.v + first_key * dims;
-        table_rows.locate(head, tile.query_rows, kVectors, first_key);
+        table_rows.locate(head, tile.rows, kVectors * kPieces, first_key);
         for (int n = 0; n < (count + kKeyRows - 1) / kKeyRows * kKeyRows; n += kKeys) {
             Vec sums[kKeys][kVectors];
-            tile.load_biases(table_rows, first_key, n, log_total, sums);
+            tile.load_biases(table_rows, first_key, n, sums);
             tile.add_products(k + n * dims, scratch.q, sums);
             for (int key = 0; key < kKeys; ++key) {
                 for (int i = 0; i < kVectors; ++i) {
-                    const Vec weight = n + key < count ? simd::exp2(sums[key][i]) : Vec{};
+                    const Vec weight = n + key < count ? simd::exp2(sums[key][i] - log_total[i]) : Vec{};
                     store(scratch.weights + (n + key) * kStride + i * kLanes, weight);
                     sums[key][i] = -delta[i];
                 }
@@ -496,34 +555,30 @@ void backward_tile(const Head& head, const QueryVectors& vectors, int first, Bac
             tile.add_products(v + n * dims, scratch.grad_out, sums);
             for (int key = 0; key < kKeys; ++key) {
                 for (int i = 0; i < kVectors; ++i) {
-                    const int64_t at = (n + key) * kStride + i * kLanes;
+                    const int at = (n + key) * kStride + i * kLanes;
                     store(scratch.grad_logits + at, sums[key][i] * load(scratch.weights + at));
                 }
             }
         }
         tile.add_weighted(k, scratch.grad_logits, count, ones, scratch.grad_q);
-        add_transposed_products<kDims>(
-            scratch.grad_logits, scratch.q_rows, count, kStride, dims, scratch.grad_k + first_key * dims);
-        add_transposed_products<kDims>(
-            scratch.weights, scratch.grad_out_rows, count, kStride, dims, scratch.grad_v + first_key * dims);
+        tile.add_over_queries(scratch.grad_logits, scratch.q_rows, count, scratch.grad_k + first_key * dims);
+        tile.add_over_queries(scratch.weights, scratch.grad_out_rows, count, scratch.grad_v + first_key * dims);
 
         for (int n = 0; n < count; ++n) {
             Vec grad_x{}, grad_y{};
             for (int i = 0; i < kVectors; ++i) {
-                const Corners corners(head, table_rows, i, tile.columns[i], first_key, n);
+                const Corners<kPieces> at(head, table_rows, i, tile.columns, first_key, n);
                 const Vec grad = load(scratch.grad_logits + n * kStride + i * kLanes);
-                const Vec top_left = load(corners.top_left), bottom_left = load(corners.top_left + corners.to_bottom);
-                const Vec top_right = load(corners.top_right), bottom_right = load(corners.top_right + corners.to_bottom);
-                grad_x += grad * (corners.top * (top_right - top_left) + corners.bottom * (bottom_right - bottom_left));
-                grad_y += grad * (corners.left * (bottom_left - top_left) + corners.right * (bottom_right - top_right));
+                const Vec top_left = load_pieces(at.top_left), top_right = load_pieces(at.top_right);
+                const Vec bottom_left = load_pieces(at.bottom_left), bottom_right = load_pieces(at.bottom_right);
+                grad_x += grad * (at.top * (top_right - top_left) + at.bottom * (bottom_right - bottom_left));
+                grad_y += grad * (at.left * (bottom_left - top_left) + at.right * (bottom_right - top_right));
 
-                float* to_left = scratch.grad_bias + (corners.top_left - head.bias);
-                float* to_right = scratch.grad_bias + (corners.top_right - head.bias);
-                const Vec above = corners.top * grad, below = corners.bottom * grad;
-                store(to_left, load(to_left) + corners.left * above);
-                store(to_right, load(to_right) + corners.right * above);
-                store(to_left + corners.to_bottom, load(to_left + corners.to_bottom) + corners.left * below);
-                store(to_right + corners.to_bottom, load(to_right + corners.to_bottom) + corners.right * below);
+                const Vec above = at.top * grad, below = at.bottom * grad;
+                add_pieces(at.top_left, to_grad, at.left * above);
+                add_pieces(at.top_right, to_grad, at.right * above);
+                add_pieces(at.bottom_left, to_grad, at.left * below);
+                add_pieces(at.bottom_right, to_grad, at.right * below);
             }
             scratch.grad_locations[2 * (first_key + n)] += simd::sum(grad_y);
             scratch.grad_locations[2 * (first_key + n) + 1] += simd::sum(grad_x);
@@ -537,29 +592,32 @@ void backward_tile(const Head& head, const QueryVectors& vectors, int first, Bac
 // What one part of the queries adds to the gradients of a head's keys.
 void store_keys(const Head& head, int split, const BackwardScratch& scratch) {
     const Arguments& args = head.args;
-    const int64_t row = ((static_cast<int64_t>(split) * args.batch + head.b) * args.heads + head.m) * args.keys;
     const float scale = 1 / std::sqrt(static_cast<float>(args.dims));
     // the bias has the factor log2(e), its gradient does not
     const float slope_y = -0.25 * (args.table_height - 1) * kLn2, slope_x = head.lattice.slope() * kLn2;
+    const int64_t head_index = (static_cast<int64_t>(split) * args.batch + head.b) * args.heads + head.m;
+    float* grad_location = args.grad_locations + head_index * args.keys * 2;
     for (int n = 0; n < args.keys; ++n) {
+        float* grad_k = args.grad_k.row(head.b, head.m, n) + split * args.split_stride;
+        float* grad_v = args.grad_v.row(head.b, head.m, n) + split * args.split_stride;
         for (int c = 0; c < args.dims; ++c) {
-            args.grad_k[(row + n) * args.dims + c] = scratch.grad_k[static_cast<int64_t>(n) * head.dims + c] * scale;
-            args.grad_v[(row + n) * args.dims + c] = scratch.grad_v[static_cast<int64_t>(n) * head.dims + c];
+            grad_k[c] = scratch.grad_k[static_cast<int64_t>(n) * head.dims + c] * scale;
+            grad_v[c] = scratch.grad_v[static_cast<int64_t>(n) * head.dims + c];
         }
-        args.grad_locations[(row + n) * 2] = scratch.grad_locations[2 * n] * slope_y;
-        args.grad_locations[(row + n) * 2 + 1] = scratch.grad_locations[2 * n + 1] * slope_x;
+        grad_location[2 * n] = scratch.grad_locations[2 * n] * slope_y;
+        grad_location[2 * n + 1] = scratch.grad_locations[2 * n + 1] * slope_x;
     }
 }
 
-// Calls function<number of vectors, channels> for the tile that starts at vector `first` and ends before `last`.
-#define MMDAT_CALL_TILE(function, head, vectors, first, last, scratch)                             \
-    switch ((last) - (first)) {                                                                    \
-        case 1: function<1, kDims>(head, vectors, first, scratch); break;                          \
-        case 2: function<2, kDims>(head, vectors, first, scratch); break;                          \
-        case 3: function<3, kDims>(head, vectors, first, scratch); break;                          \
-        case 4: function<std::min(4, kTile), kDims>(head, vectors, first, scratch); break;         \
-        case 5: function<std::min(5, kTile), kDims>(head, vectors, first, scratch); break;         \
-        default: function<kTile, kDims>(head, vectors, first, scratch);                            \
+// Calls function<number of vectors, channels, pieces> for the tile that starts at a vector and ends before `last`.
+#define MMDAT_CALL_TILE(function, head, layout, first, last, scratch)                                     \
+    switch ((last) - (first)) {                                                                           \
+        case 1: function<1, kDims, kPieces>(head, layout, first, scratch); break;                         \
+        case 2: function<2, kDims, kPieces>(head, layout, first, scratch); break;                         \
+        case 3: function<3, kDims, kPieces>(head, layout, first, scratch); break;                         \
+        case 4: function<std::min(4, kTile), kDims, kPieces>(head, layout, first, scratch); break;        \
+        case 5: function<std::min(5, kTile), kDims, kPieces>(head, layout, first, scratch); break;        \
+        default: function<kTile, kDims, kPieces>(head, layout, first, scratch);                           \
     }
 
 BiasLattice make_lattice(const Arguments& args) {
@@ -567,41 +625,44 @@ BiasLattice make_lattice(const Arguments& args) {
     return {args.table_height, args.table_width, args.width, args.x_axis, args.locations + 1, num_keys};
 }
 
-template <int kDims>
+template <int kDims, int kPieces>
 void forward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
-    const QueryVectors vectors(args);
-    const int tiles = num_tiles(vectors.count());
+    const Keys keys(args, lattice);
+    const Layout<kPieces> layout(args);
+    const int tiles = num_tiles(layout.count());
     const int64_t work = static_cast<int64_t>(args.heads) * args.batch * tiles;
 #pragma omp parallel num_threads(args.threads)
     {
-        Head head(args, lattice);
-        ForwardScratch scratch(head.dims);
+        Head head(args, lattice, keys);
+        ForwardScratch scratch(head);
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         for (int64_t i = work * thread / threads; i < work * (thread + 1) / threads; ++i) {
             const int tile = i % tiles;
             head.enter(i / tiles / args.batch, i / tiles % args.batch);
-            const int first = first_of_part(vectors.count(), tile, tiles);
-            const int last = first_of_part(vectors.count(), tile + 1, tiles);
-            MMDAT_CALL_TILE(forward_tile, head, vectors, first, last, scratch);
+            const int first = first_of_part(layout.count(), tile, tiles);
+            const int last = first_of_part(layout.count(), tile + 1, tiles);
+            MMDAT_CALL_TILE(forward_tile, head, layout, first, last, scratch);
         }
     }
 }
 
-template <int kDims>
+template <int kDims, int kPieces>
 void backward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
-    const QueryVectors vectors(args);
-    const int tiles = num_tiles(vectors.count());
+    const Keys keys(args, lattice);
+    const Layout<kPieces> layout(args);
+    const int tiles = num_tiles(layout.count());
     const int64_t work = static_cast<int64_t>(args.heads) * args.batch * args.splits;
     const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
 #pragma omp parallel num_threads(args.threads)
     {
-        Head head(args, lattice);
+        Head head(args, lattice, keys);
         BackwardScratch scratch(head);
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         auto finish_head = [&] {
-            if (head.m >= 0) lattice.collect(scratch.grad_bias, args.grad_table + (thread * args.heads + head.m) * table_size);
+            float* grad_table = args.grad_table + (static_cast<int64_t>(thread) * args.heads + head.m) * table_size;
+            if (head.m >= 0) lattice.collect(scratch.grad_bias, grad_table);
         };
         for (int64_t i = work * thread / threads; i < work * (thread + 1) / threads; ++i) {
             const int m = i / args.splits / args.batch, b = i / args.splits % args.batch, split = i % args.splits;
@@ -611,10 +672,11 @@ void backward(const Arguments& args) {
             }
             head.enter(m, b);
             scratch.clear_keys(head);
-            for (int tile = first_of_part(tiles, split, args.splits); tile < first_of_part(tiles, split + 1, args.splits); ++tile) {
-                const int first = first_of_part(vectors.count(), tile, tiles);
-                const int last = first_of_part(vectors.count(), tile + 1, tiles);
-                MMDAT_CALL_TILE(backward_tile, head, vectors, first, last, scratch);
+            const int last_tile = first_of_part(tiles, split + 1, args.splits);
+            for (int tile = first_of_part(tiles, split, args.splits); tile < last_tile; ++tile) {
+                const int first = first_of_part(layout.count(), tile, tiles);
+                const int last = first_of_part(layout.count(), tile + 1, tiles);
+                MMDAT_CALL_TILE(backward_tile, head, layout, first, last, scratch);
             }
             store_keys(head, split, scratch);
         }
@@ -628,9 +690,15 @@ extern "C" {
 
 int mmdat_lanes() { return kLanes; }
 
-void mmdat_deformable_attention(const Arguments* args) { args->dims == 32 ? forward<32>(*args) : forward<0>(*args); }
+void mmdat_deformable_attention(const Arguments* args) {
+    if (args->dims != 32) forward<0, 1>(*args);
+    else if (takes_two_pieces(*args)) forward<32, 2>(*args);
+    else forward<32, 1>(*args);
+}
 
 void mmdat_deformable_attention_backward(const Arguments* args) {
-    args->dims == 32 ? backward<32>(*args) : backward<0>(*args);
+    if (args->dims != 32) backward<0, 1>(*args);
+    else if (takes_two_pieces(*args)) backward<32, 2>(*args);
+    else backward<32, 1>(*args);
 }
 }
