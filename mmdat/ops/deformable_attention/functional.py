@@ -12,6 +12,10 @@ from .reference import deformable_attention_reference
 
 BACKENDS = ('reference', 'portable', 'cpu')
 
+# Logits from which on a backend is faster than the reference. On GPUs, whose speed nobody has measured, the portable
+# backend takes over where the reference would need 1 GiB for each copy of the logits.
+MIN_LOGITS = {'cpu': 2**15, 'portable': {'cpu': 2**21, 'others': 2**28}}
+
 
 def deformable_attention(
     q: Tensor,
@@ -50,7 +54,7 @@ def deformable_attention(
     """
     inputs = q, k, v, bias_table, sampling_locations
     _check_shapes(*inputs, query_size)
-    backend, _ = _choose_backend(*inputs, backend)
+    backend, _ = _choose_backend(*inputs, query_size, backend)
     if backend == 'reference':
         return deformable_attention_reference(*inputs, query_size, coordinates)
     # positions and softmax need more digits than half precision has
@@ -71,4 +75,60 @@ def explain(
 ) -> str:
     """The backend that `deformable_attention` takes for the same arguments, and why: `'cpu: ...'`."""
     _check_shapes(q, k, v, bias_table, sampling_locations, query_size)
-    return '{}: {}'.format(*_choose_backend(q, k, v, bias_table, sampling_locations, backend))
+    return '{}: {}'.format(*_choose_backend(q, k, v, bias_table, sampling_locations, query_size, backend))
+
+
+def _choose_backend(q, k, v, bias_table, sampling_locations, query_size, name: str | None) -> tuple[str, str]:
+    """The one place where a backend is chosen: its name, and why."""
+    asked_by = 'the argument `backend`'
+    if name is None:
+        name, asked_by = os.environ.get('MMDAT_BACKEND') or None, 'the variable MMDAT_BACKEND'
+    dtype = torch.promote_types(sampling_locations.dtype, v.dtype)
+    if name is not None:
+        if name not in BACKENDS:
+            raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {BACKENDS}')
+        if name == 'cpu' and (obstacle := _obstacle_to_cpu(q.device, dtype, bias_table, query_size)):
+            raise ValueError(f'{asked_by} asks for the cpu backend, but {obstacle}')
+        return name, f'asked for by {asked_by}'
+
+    logits = prod(q.shape[:3]) * k.shape[2]
+    if q.device.type == 'meta':
+        return 'reference', 'tensors without numbers cost what the equations cost'
+    if logits < MIN_LOGITS['cpu']:
+        return 'reference', f'nothing is faster for {logits} logits'
+    obstacle = _obstacle_to_cpu(q.device, dtype, bias_table, query_size)
+    if obstacle is None:
+        return 'cpu', f'it is the fastest for {logits} logits, with {cpu.load()[1]}'
+    if logits < MIN_LOGITS['portable']['cpu' if q.device.type == 'cpu' else 'others']:
+        return 'reference', f'nothing is faster for {logits} logits where {obstacle}'
+    return 'portable', f'{obstacle}, and {logits} logits are too many for the reference'
+
+
+def _obstacle_to_cpu(device, dtype, bias_table, query_size) -> str | None:
+    """Why the kernel for CPUs cannot serve, or `None`."""
+    if device.type != 'cpu':
+        return f'the tensors are on {device.type}'
+    if dtype != torch.float32:
+        return f'the kernel computes in float32, not in {dtype}'
+    if cpu.scratch(bias_table, query_size) > cpu.MAX_SCRATCH:
+        return f'a table {tuple(bias_table.shape)} spread over {query_size[1]} columns takes too much memory'
+    library, reason = cpu.load()
+    return None if library else reason
+
+
+def _check_shapes(q, k, v, bias_table, sampling_locations, query_size) -> None:
+    height, width = query_size
+    _, num_heads, num_queries, _ = q.shape
+    groups = sampling_locations.shape[1]
+    if num_queries != height * width:
+        raise ValueError(f'query_size={tuple(query_size)} does not fit {num_queries} queries')
+    if num_heads % groups or bias_table.shape[0] != num_heads:
+        raise ValueError(
+            'the heads of q, the tables and the groups must fit each other, got '
+            f'{num_heads=}, tables={bias_table.shape[0]}, {groups=}'
+        )
+    if k.shape != v.shape or k.shape[2] != sampling_locations.shape[2]:
+        raise ValueError(
+            'k and v need a row for each sampling location, got '
+            f'k {tuple(k.shape)}, v {tuple(v.shape)}, {sampling_locations.shape[2]} locations'
+        )
