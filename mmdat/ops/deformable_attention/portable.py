@@ -10,7 +10,7 @@ then is a product of small matrices, as are its gradients, and nothing is gather
 Keys are outer and queries inner in all tensors, which keeps these products contiguous. Keys are taken in
 blocks, each with all queries. In the forward pass a running softmax joins the blocks; the backward pass
 computes the weights of a block again, from the softmax's denominator. Memory beyond inputs and outputs is
-that of a block, and some numbers for each query and head.
+that of a block, and two numbers for each query and head.
 """
 
 import math
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .coordinates import Coordinates, query_points
 
-BLOCK_SIZE = 2**19  # numbers in the largest tensor of a block of keys, unless one key needs more
+BLOCK_SIZE = 2**19  # numbers in the largest tensor of a block of keys
+MIN_KEYS = 64  # in a block even so, because each block passes over all queries
 
 
 def forward(
@@ -73,7 +74,6 @@ def backward(
     grad_q.zero_()
     grad_table.zero_()
     scale = q.shape[-1] ** -0.5
-    mean_grad_weights = (grad_out * out).sum(-1)
     for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
         tents_y, tents_x = block.y.tents, block.x.tents
         grad_tents_y, grad_tents_x = torch.zeros_like(tents_y), torch.zeros_like(tents_x)
@@ -85,7 +85,8 @@ def backward(
             weights = logits.sub_(lse[queries]).clamp_(max=0).exp_()
             grad_v[keys] = weights @ grad_out[queries]
             grad_weights = v[keys] @ grad_out[queries].T
-            grad_logits = grad_weights.sub_(mean_grad_weights[queries]).mul_(weights)
+            mean_grad_weights = (grad_out[queries] * out[queries]).sum(-1)
+            grad_logits = grad_weights.sub_(mean_grad_weights).mul_(weights)
             grad_q[queries].addmm_(grad_logits.T, k[keys], alpha=scale)
             grad_k[keys] = (grad_logits @ q[queries]).mul_(scale)
 
@@ -155,7 +156,7 @@ def _key_blocks(
     points = query_points(*query_size, coordinates, dtype=dtype, device=device)
 
     numbers_of_a_key = max(height * width, height * table_height, height * table_width, width * table_width)
-    keys_of_a_block = max(BLOCK_SIZE // numbers_of_a_key, 1)
+    keys_of_a_block = max(BLOCK_SIZE // numbers_of_a_key, MIN_KEYS)
     heads_of_a_group = num_heads // groups
     for image in range(batch):
         for group in range(groups):
