@@ -80,6 +80,15 @@ def test_random_sizes(seed, coordinates, backend):
     assert_equal_to_the_truth(inputs, grad_out, query_size, coordinates, backend)
 
 
+@both_coordinates
+@pytest.mark.parametrize('keys_of_a_block', [1, 4, 9, 22])
+def test_blocks_of_the_portable_backend_join(keys_of_a_block, coordinates, monkeypatch):
+    monkeypatch.setattr(portable, 'BLOCK_SIZE', 0)
+    monkeypatch.setattr(portable, 'MIN_KEYS', keys_of_a_block)
+    inputs, grad_out = random_inputs(num_keys=23)
+    assert_equal_to_the_truth(inputs, grad_out, (5, 6), coordinates, 'portable')
+
+
 @fast_backends
 @pytest.mark.parametrize(
     ('query_size', 'coordinates'),
@@ -121,6 +130,17 @@ def test_huge_logits(size, backend):
     assert clear.float().mean() > 0.9
     expected = v.gather(2, (q @ k.mT).argmax(-1, keepdim=True).expand_as(q))
     torch.testing.assert_close(results['out'].double()[clear], expected[clear], atol=1e-5, rtol=0)
+
+
+@fast_backends
+def test_huge_logits_that_are_rounded_otherwise_in_the_backward_pass(backend):
+    """As they may be when the number of threads changes in between."""
+    inputs, grad_out = random_inputs()
+    inputs[0] *= 1e30
+    out, lse = operator(*inputs, 5, 6, 'corners', backend)
+    lse *= 1 - 1e-6
+    grads = backward_operator(grad_out, *inputs, 5, 6, 'corners', backend, out, lse)
+    assert all(tensor.isfinite().all() for tensor in grads)
 
 
 @pytest.mark.parametrize('backend', ['reference', 'portable'], indirect=True)
