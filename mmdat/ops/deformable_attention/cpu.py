@@ -12,9 +12,14 @@ from .coordinates import Coordinates, query_points
 MAX_SCRATCH = 2**28  # bytes that each thread may take for a spread bias table
 
 
-@cache
+@torch.compiler.assume_constant_result
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernel, or `None` and why there is none."""
+    return _load()
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = load_library()
     except BuildError as error:
