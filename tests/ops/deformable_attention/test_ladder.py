@@ -5,7 +5,7 @@ import torch
 
 from mmdat.ops import deformable_attention
 from mmdat.ops.deformable_attention import cpu, functional
-from mmdat.ops.deformable_attention.functional import explain
+from mmdat.ops import explain
 
 
 @pytest.fixture(autouse=True)

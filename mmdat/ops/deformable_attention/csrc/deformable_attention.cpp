@@ -571,7 +571,9 @@ void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_ve
             tile.add_products(k + n * dims, scratch.q, sums);
             for (int key = 0; key < kKeys; ++key) {
                 for (int i = 0; i < kVectors; ++i) {
-                    const Vec weight = n + key < count ? simd::exp2(sums[key][i] - log_total[i]) : Vec{};
+                    // where logits are huge, rounding may lift them far above the logarithm of their sum
+                    const Vec exponent = sums[key][i] - log_total[i];
+                    const Vec weight = n + key < count ? simd::exp2(exponent > 0.f ? Vec{} : exponent) : Vec{};
                     store(scratch.weights + (n + key) * kStride + i * kLanes, weight);
                     sums[key][i] = -delta[i];
                 }
