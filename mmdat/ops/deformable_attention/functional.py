@@ -11,9 +11,12 @@ from .reference import deformable_attention_reference
 
 BACKENDS = ('reference', 'portable', 'cpu')
 
-# Logits from which on a backend is faster than the reference. On GPUs, whose speed nobody has measured, the portable
-# backend takes over where the reference would need 1 GiB for each copy of the logits.
-MIN_LOGITS = {'cpu': 2**15, 'portable': {'cpu': 2**21, 'others': 2**28}}
+# From how many logits on a backend is faster than the reference: the kernel by all logits, the portable one, which
+# computes head by head, by those of a head. On GPUs, where nobody has measured it, the portable backend takes over
+# where each copy of the logits would need 1 GiB.
+MIN_LOGITS_CPU = 2**15
+MIN_LOGITS_OF_A_HEAD = 2**19
+MIN_LOGITS_ELSEWHERE = 2**28
 
 
 def deformable_attention(
@@ -93,12 +96,13 @@ def _choose_backend(q, k, v, bias_table, sampling_locations, query_size, name: s
     logits = prod(q.shape[:3]) * k.shape[2]
     if q.device.type == 'meta':
         return 'reference', 'tensors without numbers cost what the equations cost'
-    if logits < MIN_LOGITS['cpu']:
+    if logits < MIN_LOGITS_CPU:
         return 'reference', f'nothing is faster for {logits} logits'
     obstacle = _obstacle_to_cpu(q.device, dtype, bias_table, query_size)
     if obstacle is None:
         return 'cpu', f'it is the fastest for {logits} logits, with {cpu.load()[1]}'
-    if logits < MIN_LOGITS['portable']['cpu' if q.device.type == 'cpu' else 'others']:
+    on_cpu = q.device.type == 'cpu'
+    if (q.shape[2] * k.shape[2] < MIN_LOGITS_OF_A_HEAD) if on_cpu else (logits < MIN_LOGITS_ELSEWHERE):
         return 'reference', f'nothing is faster for {logits} logits where {obstacle}'
     return 'portable', f'{obstacle}, and {logits} logits are too many for the reference'
 
