@@ -1,4 +1,4 @@
-"""The C++ kernel for CPUs in `csrc/`, in float32."""
+"""The C++ kernel for CPUs, `mmdat/ops/csrc/deformable_attention.cpp`, in float32."""
 
 import ctypes
 from functools import cache, lru_cache
@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from .build import BuildError, load_library
+from ..build import BuildError, load_library
 from .coordinates import Coordinates, query_points
 
 MAX_SCRATCH = 2**28  # bytes that each thread may take for a spread bias table
@@ -30,7 +30,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def scratch(bias_table: Tensor, query_size: tuple[int, int]) -> int:
-    """Bytes of the spread bias table of a head at most, see `bias_table.h`, for keys on the map."""
+    """Bytes of the spread bias table of a head at most, see `csrc/bias_table.h`, for keys on the map."""
     _, table_height, table_width = bias_table.shape
     return 4 * (table_height + 4) * table_width * (3 * query_size[1] + 32)
 
@@ -113,7 +113,7 @@ class _QueryAxis(ctypes.Structure):
 
 
 class _Arguments(ctypes.Structure):
-    """Mirrors `Arguments` in `deformable_attention.cpp`."""
+    """Mirrors `Arguments` in `csrc/deformable_attention.cpp`."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in 'batch heads groups height width keys dims'.split()),
