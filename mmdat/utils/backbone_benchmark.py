@@ -151,13 +151,15 @@ def _run_all(run: Callable[[nn.Module, Tensor], None], calls: Sequence[tuple[nn.
 
 @torch.no_grad()
 def infer(model: nn.Module, x: Tensor) -> None:
-    model.eval().zero_grad(set_to_none=True)
+    model.eval()
+    model.zero_grad(set_to_none=True)
     model(x)
 
 
 def train(model: nn.Module, x: Tensor) -> None:
     """Forward pass, and backward pass of the outputs' sum."""
-    model.train().zero_grad(set_to_none=True)
+    model.train()
+    model.zero_grad(set_to_none=True)
     x.grad = None
     outs = model(x)
     sum(out.sum() for out in ([outs] if isinstance(outs, Tensor) else outs)).backward()

@@ -1,0 +1,168 @@
+"""Attention in the windows of a map: how windows are cut, and their attention in chunks (see `chunks.py`)."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def window_partition(x: Tensor, window_size: int) -> Tensor:
+    """Cuts `(B, H, W, C)` into windows, `(B, windows, window_size ** 2, C)`."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // window_size, width // window_size
+    x = x.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
+    return x.reshape(batch, rows * columns, window_size**2, channels)
+
+
+def window_reverse(windows: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `window_partition`: back to `(B, H, W, C)`."""
+    batch, _, area, channels = windows.shape
+    size = math.isqrt(area)
+    x = windows.view(batch, height // size, width // size, size, size, channels).transpose(2, 3)
+    return x.reshape(batch, height, width, channels)
+
+
+def shift_masks(window_size: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Keeps apart what the roll brought together from opposite borders, in each kind of window.
+
+    Returns:
+        `(4, N, N)`: windows inside, at the right border, at the bottom, and in the corner. 0 inside a region
+        and -100 (the released value) across.
+    """
+    rolled = torch.arange(window_size, device=device) >= window_size - shift
+    masks = []
+    for bottom in (0, 1):
+        for right in (0, 1):
+            regions = (2 * bottom * rolled[:, None] + right * rolled).flatten()
+            masks.append(regions[:, None] != regions)
+    return torch.stack(masks).to(dtype) * -100.0
+
+
+def window_kinds(rows: int, columns: int, device: torch.device | str = 'cpu') -> Tensor:
+    """Which of the shift masks each window of a map has, `(rows * columns,)`."""
+    bottom = torch.arange(rows, device=device) == rows - 1
+    right = torch.arange(columns, device=device) == columns - 1
+    return (2 * bottom[:, None] + 1 * right).flatten()
+
+
+@lru_cache(maxsize=32)
+def window_positions(
+    batch: int, height: int, width: int, window_size: int, shift: int
+) -> tuple[Tensor, Tensor]:
+    """Where the windows' positions lie in maps `(B, H, W)` that are padded and rolled back by `shift`.
+
+    Returns:
+        Positions `(windows, N)` in the flattened maps, where `B * H * W` stands for padding, and the kinds
+        `(windows,)`, of all images.
+    """
+    with torch.inference_mode(False):
+        rows, columns = (-(-size // window_size) for size in (height, width))
+        y = torch.arange(rows * window_size, device='cpu').roll(-shift)[:, None]
+        x = torch.arange(columns * window_size, device='cpu').roll(-shift)
+        image = torch.arange(batch, device='cpu')[:, None, None]
+        positions = (image * height + y) * width + x
+        positions[:, (y >= height) | (x >= width)] = batch * height * width
+        windows = window_partition(positions.unsqueeze(-1), window_size).flatten(0, 1).squeeze(-1)
+        return windows, window_kinds(rows, columns).repeat(batch)
+
+
+class ChunkedWindowAttention(torch.autograd.Function):
+    """Cuts a map into windows, attends in them, projects, and puts the windows together again.
+
+    Args:
+        x: `(B, H, W, C)`, any size.
+        w_qkv: Weight of the projection to queries, keys and values, `(3 C, C)`.
+        b_qkv: Its bias.
+        w_proj: Weight of the output projection.
+        b_proj: Its bias.
+        biases: `(1, M, N, N)`, the bias in all windows, or `(4, M, N, N)`, in each kind of them.
+        shift: By how much the map is rolled before it is cut.
+        rows: Positions of a chunk, about.
+
+    Returns:
+        `(B, H, W, C)`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        w_qkv: Tensor,
+        b_qkv: Tensor,
+        w_proj: Tensor,
+        b_proj: Tensor,
+        biases: Tensor,
+        shift: int,
+        rows: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, w_qkv, b_qkv, w_proj, biases)
+        ctx.shift, ctx.rows = shift, rows
+        num_heads, area = biases.shape[1:3]
+        out = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])  # padded positions share the last row
+        for positions, kinds in _chunks(x, area, shift, rows):
+            qkv = F.linear(_gather(x, positions), w_qkv, b_qkv)
+            q, k, v = qkv.view(-1, area, 3, num_heads, x.shape[-1] // num_heads).permute(2, 0, 3, 1, 4)
+            z = F.scaled_dot_product_attention(q, k, v, _biases_of(biases, kinds))
+            z = z.transpose(1, 2).reshape(len(positions), -1)
+            out.index_copy_(0, positions, F.linear(z, w_proj, b_proj))
+        return out[:-1].view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, w_qkv, b_qkv, w_proj, biases = ctx.saved_tensors
+        num_heads, area = biases.shape[1:3]
+        scale = (x.shape[-1] // num_heads) ** -0.5
+        grad_x = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])
+        # transposed, for these matrix products are faster so
+        grad_w_qkv, grad_w_proj = x.new_zeros(w_qkv.shape[::-1]), x.new_zeros(w_proj.shape[::-1])
+        grad_b_qkv, grad_biases = torch.zeros_like(b_qkv), torch.zeros_like(biases)
+        grad = grad.contiguous()
+        for positions, kinds in _chunks(x, area, ctx.shift, ctx.rows):
+            x_i, grad_i = _gather(x, positions), _gather(grad, positions)
+            qkv = F.linear(x_i, w_qkv, b_qkv)
+            q, k, v = qkv.view(len(kinds), area, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+            logits = ((q * scale) @ k.transpose(2, 3)).add_(_biases_of(biases, kinds))
+            weights = torch.softmax(logits, dim=-1, out=logits)
+            z = (weights @ v).transpose(1, 2).reshape(x_i.shape)
+            grad_w_proj.addmm_(z.t(), grad_i)
+
+            grad_z = (grad_i @ w_proj).view(len(kinds), area, num_heads, -1).transpose(1, 2).contiguous()
+            grad_logits = torch._softmax_backward_data(grad_z @ v.transpose(2, 3), weights, -1, x.dtype)
+            if len(biases) == 1:
+                grad_biases[0] += grad_logits.sum(0)
+            else:
+                grad_biases.index_add_(0, kinds, grad_logits)
+            grad_qkv = torch.empty_like(qkv)
+            grad_q, grad_k, grad_v = grad_qkv.view(len(kinds), area, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+            torch.mul(grad_logits @ k, scale, out=grad_q)
+            torch.mul(grad_logits.transpose(2, 3) @ q, scale, out=grad_k)
+            grad_v.copy_(weights.transpose(2, 3) @ grad_z)
+            grad_w_qkv.addmm_(x_i.t(), grad_qkv)
+            grad_b_qkv += grad_qkv.sum(0)
+            grad_x.index_copy_(0, positions, grad_qkv @ w_qkv)
+        grad_x = grad_x[:-1].view(x.shape)
+        grad_b_proj = grad.sum((0, 1, 2))
+        return grad_x, grad_w_qkv.t(), grad_b_qkv, grad_w_proj.t(), grad_b_proj, grad_biases, None, None
+
+
+def _chunks(x: Tensor, area: int, shift: int, rows: int):
+    """Positions and kinds of the windows of each chunk."""
+    positions, kinds = window_positions(*x.shape[:3], math.isqrt(area), shift)
+    windows = max(rows // area, 1)
+    for positions_i, kinds_i in zip(positions.split(windows), kinds.split(windows)):
+        yield positions_i.flatten(), kinds_i
+
+
+def _gather(x: Tensor, positions: Tensor) -> Tensor:
+    """Features of a map `(B, H, W, C)` at the positions, zeros for padding: `(positions, C)`."""
+    x = x.flatten(0, 2)
+    rows = x.index_select(0, positions.clamp(max=len(x) - 1))
+    return rows.masked_fill_((positions == len(x)).unsqueeze(1), 0)
+
+
+def _biases_of(biases: Tensor, kinds: Tensor) -> Tensor:
+    return biases.expand(len(kinds), -1, -1, -1) if len(biases) == 1 else biases[kinds]
