@@ -42,26 +42,27 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
-        biases = self.relative_position_bias().unsqueeze(0)
+        bias, masks = self.relative_position_bias(), None
         if self.shift:
-            biases = biases + shift_masks(self.window_size, self.shift, biases.dtype, x.device).unsqueeze(1)
+            masks = shift_masks(self.window_size, self.shift, bias.dtype, x.device)
         rows = chunk_rows(x.shape[-1], self.qkv.weight.numel() + self.proj.weight.numel())
         if computes_in_chunks(x, rows):
             layers = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
-            return ChunkedWindowAttention.apply(x, *layers, biases, self.shift, rows)
-        return self._attend(x, biases)
+            return ChunkedWindowAttention.apply(x, *layers, bias, masks, self.shift, rows)
+        return self._attend(x, bias, masks)
 
-    def _attend(self, x: Tensor, biases: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, bias: Tensor, masks: Tensor | None) -> Tensor:
         _, height, width, _ = x.shape
         size, shift = self.window_size, self.shift
         x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
         _, padded_height, padded_width, _ = x.shape
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-            biases = biases[window_kinds(padded_height // size, padded_width // size, x.device)]
+            kinds = window_kinds(padded_height // size, padded_width // size, x.device)
+            bias = bias + masks[kinds].unsqueeze(1)
         x = window_partition(x, size)  # (B, windows, N, C)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        x = attention(q, k, v, biases).transpose(2, 3).flatten(3)
+        x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
         x = window_reverse(self.proj(x), padded_height, padded_width)
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))

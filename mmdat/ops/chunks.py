@@ -6,7 +6,6 @@ the CPU more than many of the operations on them. A chunk of them fits. Training
 and recomputes the chunks in the backward pass, which costs less than storing them.
 """
 
-
 import torch
 from torch import Tensor
 

@@ -78,7 +78,8 @@ class ChunkedWindowAttention(torch.autograd.Function):
         b_qkv: Its bias.
         w_proj: Weight of the output projection.
         b_proj: Its bias.
-        biases: `(1, M, N, N)`, the bias in all windows, or `(4, M, N, N)`, in each kind of them.
+        bias: Added to the logits of the heads, `(M, N, N)`.
+        masks: Added too, `(kinds, N, N)` for the kinds of windows, or `None`.
         shift: By how much the map is rolled before it is cut.
         rows: Positions of a chunk, about.
 
@@ -94,18 +95,20 @@ class ChunkedWindowAttention(torch.autograd.Function):
         b_qkv: Tensor,
         w_proj: Tensor,
         b_proj: Tensor,
-        biases: Tensor,
+        bias: Tensor,
+        masks: Tensor | None,
         shift: int,
         rows: int,
     ) -> Tensor:
-        ctx.save_for_backward(x, w_qkv, b_qkv, w_proj, biases)
+        ctx.save_for_backward(x, w_qkv, b_qkv, w_proj, bias, masks)
         ctx.shift, ctx.rows = shift, rows
-        num_heads, area = biases.shape[1:3]
+        num_heads, area = bias.shape[:2]
         out = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])  # padded positions share the last row
+        biases = _add_masks(bias, masks)
         for positions, kinds in _chunks(x, area, shift, rows):
             qkv = F.linear(_gather(x, positions), w_qkv, b_qkv)
             q, k, v = qkv.view(-1, area, 3, num_heads, x.shape[-1] // num_heads).permute(2, 0, 3, 1, 4)
-            z = F.scaled_dot_product_attention(q, k, v, _biases_of(biases, kinds))
+            z = F.scaled_dot_product_attention(q, k, v, _window_biases(biases, kinds))
             z = z.transpose(1, 2).reshape(len(positions), -1)
             out.index_copy_(0, positions, F.linear(z, w_proj, b_proj))
         return out[:-1].view(x.shape)
@@ -113,29 +116,27 @@ class ChunkedWindowAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, w_qkv, b_qkv, w_proj, biases = ctx.saved_tensors
-        num_heads, area = biases.shape[1:3]
+        x, w_qkv, b_qkv, w_proj, bias, masks = ctx.saved_tensors
+        num_heads, area = bias.shape[:2]
         scale = (x.shape[-1] // num_heads) ** -0.5
         grad_x = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])
         # transposed, for these matrix products are faster so
         grad_w_qkv, grad_w_proj = x.new_zeros(w_qkv.shape[::-1]), x.new_zeros(w_proj.shape[::-1])
-        grad_b_qkv, grad_biases = torch.zeros_like(b_qkv), torch.zeros_like(biases)
+        grad_b_qkv, grad_bias = torch.zeros_like(b_qkv), torch.zeros_like(bias)
         grad = grad.contiguous()
+        biases = _add_masks(bias, masks)
         for positions, kinds in _chunks(x, area, ctx.shift, ctx.rows):
             x_i, grad_i = _gather(x, positions), _gather(grad, positions)
             qkv = F.linear(x_i, w_qkv, b_qkv)
             q, k, v = qkv.view(len(kinds), area, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-            logits = ((q * scale) @ k.transpose(2, 3)).add_(_biases_of(biases, kinds))
+            logits = ((q * scale) @ k.transpose(2, 3)).add_(_window_biases(biases, kinds))
             weights = torch.softmax(logits, dim=-1, out=logits)
             z = (weights @ v).transpose(1, 2).reshape(x_i.shape)
             grad_w_proj.addmm_(z.t(), grad_i)
 
             grad_z = (grad_i @ w_proj).view(len(kinds), area, num_heads, -1).transpose(1, 2).contiguous()
             grad_logits = torch._softmax_backward_data(grad_z @ v.transpose(2, 3), weights, -1, x.dtype)
-            if len(biases) == 1:
-                grad_biases[0] += grad_logits.sum(0)
-            else:
-                grad_biases.index_add_(0, kinds, grad_logits)
+            grad_bias += grad_logits.sum(0)
             grad_qkv = torch.empty_like(qkv)
             grad_q, grad_k, grad_v = grad_qkv.view(len(kinds), area, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
             torch.mul(grad_logits @ k, scale, out=grad_q)
@@ -146,7 +147,7 @@ class ChunkedWindowAttention(torch.autograd.Function):
             grad_x.index_copy_(0, positions, grad_qkv @ w_qkv)
         grad_x = grad_x[:-1].view(x.shape)
         grad_b_proj = grad.sum((0, 1, 2))
-        return grad_x, grad_w_qkv.t(), grad_b_qkv, grad_w_proj.t(), grad_b_proj, grad_biases, None, None
+        return grad_x, grad_w_qkv.t(), grad_b_qkv, grad_w_proj.t(), grad_b_proj, grad_bias, None, None, None
 
 
 def _chunks(x: Tensor, area: int, shift: int, rows: int):
@@ -164,5 +165,10 @@ def _gather(x: Tensor, positions: Tensor) -> Tensor:
     return rows.masked_fill_((positions == len(x)).unsqueeze(1), 0)
 
 
-def _biases_of(biases: Tensor, kinds: Tensor) -> Tensor:
+def _add_masks(bias: Tensor, masks: Tensor | None) -> Tensor:
+    return bias[None] if masks is None else bias + masks.unsqueeze(1)
+
+
+def _window_biases(biases: Tensor, kinds: Tensor) -> Tensor:
+    """The biases `(windows, M, N, N)` of windows by their kinds, without a copy if all are alike."""
     return biases.expand(len(kinds), -1, -1, -1) if len(biases) == 1 else biases[kinds]
