@@ -45,8 +45,8 @@ class WindowAttention(nn.Module):
         bias, masks = self.relative_position_bias(), None
         if self.shift:
             masks = shift_masks(self.window_size, self.shift, bias.dtype, x.device)
-        rows = chunk_rows(x.shape[-1], self.qkv.weight.numel() + self.proj.weight.numel())
-        if computes_in_chunks(x, rows):
+        if computes_in_chunks(x):
+            rows = chunk_rows(x.shape[-1], self.qkv.weight.numel() + self.proj.weight.numel())
             layers = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
             return ChunkedWindowAttention.apply(x, *layers, bias, masks, self.shift, rows)
         return self._attend(x, bias, masks)

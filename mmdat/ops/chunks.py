@@ -12,15 +12,14 @@ from torch import Tensor
 CACHED_NUMBERS = 2**17  # of a chunk of the input, for each thread: an MLP's hidden ones then take 2 MiB
 
 
-def computes_in_chunks(x: Tensor, rows: int) -> bool:
-    """Whether a layer should compute a map in chunks of so many rows.
+def computes_in_chunks(x: Tensor) -> bool:
+    """Whether a layer may compute a map in chunks.
 
     Other devices hide what chunks avoid. What only follows the operations (tracing, compilation, fake
     tensors) or changes their dtype (autocast) sees the plain formula.
     """
     return (
         x.device.type == 'cpu'
-        and x.numel() > rows * x.shape[-1]
         and type(x) is Tensor
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import window_kernel
+
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """Cuts `(B, H, W, C)` into windows, `(B, windows, window_size ** 2, C)`."""
@@ -66,7 +68,8 @@ def window_positions(
         positions = (image * height + y) * width + x
         positions[:, (y >= height) | (x >= width)] = batch * height * width
         windows = window_partition(positions.unsqueeze(-1), window_size).flatten(0, 1).squeeze(-1)
-        return windows, window_kinds(rows, columns).repeat(batch)
+        kinds = window_kinds(rows, columns) if shift else torch.zeros(rows * columns, dtype=torch.int64)
+        return windows, kinds.repeat(batch)
 
 
 class ChunkedWindowAttention(torch.autograd.Function):
@@ -104,13 +107,11 @@ class ChunkedWindowAttention(torch.autograd.Function):
         ctx.shift, ctx.rows = shift, rows
         num_heads, area = bias.shape[:2]
         out = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])  # padded positions share the last row
-        biases = _add_masks(bias, masks)
+        attention = _attention(bias, masks, x.shape[-1] // num_heads)
         for positions, kinds in _chunks(x, area, shift, rows):
             qkv = F.linear(_gather(x, positions), w_qkv, b_qkv)
-            q, k, v = qkv.view(-1, area, 3, num_heads, x.shape[-1] // num_heads).permute(2, 0, 3, 1, 4)
-            z = F.scaled_dot_product_attention(q, k, v, _window_biases(biases, kinds))
-            z = z.transpose(1, 2).reshape(len(positions), -1)
-            out.index_copy_(0, positions, F.linear(z, w_proj, b_proj))
+            z = attention.forward(qkv.view(len(kinds), area, 3, num_heads, -1), kinds)
+            out.index_copy_(0, positions, F.linear(z.view(len(positions), -1), w_proj, b_proj))
         return out[:-1].view(x.shape)
 
     @staticmethod
@@ -118,36 +119,81 @@ class ChunkedWindowAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, w_qkv, b_qkv, w_proj, bias, masks = ctx.saved_tensors
         num_heads, area = bias.shape[:2]
-        scale = (x.shape[-1] // num_heads) ** -0.5
         grad_x = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])
         # transposed, for these matrix products are faster so
         grad_w_qkv, grad_w_proj = x.new_zeros(w_qkv.shape[::-1]), x.new_zeros(w_proj.shape[::-1])
-        grad_b_qkv, grad_bias = torch.zeros_like(b_qkv), torch.zeros_like(bias)
+        grad_b_qkv = torch.zeros_like(b_qkv)
         grad = grad.contiguous()
-        biases = _add_masks(bias, masks)
+        attention = _attention(bias, masks, x.shape[-1] // num_heads)
         for positions, kinds in _chunks(x, area, ctx.shift, ctx.rows):
             x_i, grad_i = _gather(x, positions), _gather(grad, positions)
-            qkv = F.linear(x_i, w_qkv, b_qkv)
-            q, k, v = qkv.view(len(kinds), area, 3, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-            logits = ((q * scale) @ k.transpose(2, 3)).add_(_window_biases(biases, kinds))
-            weights = torch.softmax(logits, dim=-1, out=logits)
-            z = (weights @ v).transpose(1, 2).reshape(x_i.shape)
-            grad_w_proj.addmm_(z.t(), grad_i)
-
-            grad_z = (grad_i @ w_proj).view(len(kinds), area, num_heads, -1).transpose(1, 2).contiguous()
-            grad_logits = torch._softmax_backward_data(grad_z @ v.transpose(2, 3), weights, -1, x.dtype)
-            grad_bias += grad_logits.sum(0)
-            grad_qkv = torch.empty_like(qkv)
-            grad_q, grad_k, grad_v = grad_qkv.view(len(kinds), area, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-            torch.mul(grad_logits @ k, scale, out=grad_q)
-            torch.mul(grad_logits.transpose(2, 3) @ q, scale, out=grad_k)
-            grad_v.copy_(weights.transpose(2, 3) @ grad_z)
+            qkv = F.linear(x_i, w_qkv, b_qkv).view(len(kinds), area, 3, num_heads, -1)
+            grad_z = (grad_i @ w_proj).view(len(kinds), area, num_heads, -1)
+            z, grad_qkv = attention.backward(qkv, kinds, grad_z)
+            grad_w_proj.addmm_(z.view(x_i.shape).t(), grad_i)
+            grad_qkv = grad_qkv.view(len(positions), -1)
             grad_w_qkv.addmm_(x_i.t(), grad_qkv)
             grad_b_qkv += grad_qkv.sum(0)
             grad_x.index_copy_(0, positions, grad_qkv @ w_qkv)
-        grad_x = grad_x[:-1].view(x.shape)
-        grad_b_proj = grad.sum((0, 1, 2))
-        return grad_x, grad_w_qkv.t(), grad_b_qkv, grad_w_proj.t(), grad_b_proj, grad_bias, None, None, None
+        return (
+            grad_x[:-1].view(x.shape),
+            grad_w_qkv.t(),
+            grad_b_qkv,
+            grad_w_proj.t(),
+            grad.sum((0, 1, 2)),
+            attention.grad_bias,
+            None,
+            None,
+            None,
+        )
+
+
+class WindowFormula:
+    """Softmax attention inside windows, forward and backward, by PyTorch.
+
+    Args:
+        biases: Added to the logits of each kind of window, `(kinds, M, N, N)`.
+
+    Attributes:
+        grad_bias: Sum of the biases' gradients of all backward passes, `(M, N, N)`.
+    """
+
+    def __init__(self, biases: Tensor):
+        self.biases = biases
+        self.grad_bias = torch.zeros_like(biases[0])
+
+    def forward(self, qkv: Tensor, kinds: Tensor) -> Tensor:
+        """Output `(windows, N, M, d)` of queries, keys and values `(windows, N, 3, M, d)`."""
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, self._biases_of(kinds)).transpose(1, 2).contiguous()
+
+    def backward(self, qkv: Tensor, kinds: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and the gradient of `qkv` by that of the output."""
+        scale = qkv.shape[-1] ** -0.5
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous()
+        grad = grad.transpose(1, 2)
+        logits = ((q * scale) @ k.transpose(2, 3)).add_(self._biases_of(kinds))
+        weights = torch.softmax(logits, dim=-1, out=logits)
+        grad_logits = torch._softmax_backward_data(grad @ v.transpose(2, 3), weights, -1, weights.dtype)
+        self.grad_bias += grad_logits.sum(0)
+        grad_logits.mul_(scale)
+        grad_q, grad_k = grad_logits @ k, grad_logits.transpose(2, 3) @ q
+        grad_qkv = torch.stack((grad_q, grad_k, weights.transpose(2, 3) @ grad))
+        return (weights @ v).transpose(1, 2).contiguous(), grad_qkv.permute(1, 3, 0, 2, 4).contiguous()
+
+    def _biases_of(self, kinds: Tensor) -> Tensor:
+        if len(self.biases) == 1:
+            return self.biases.expand(len(kinds), -1, -1, -1)
+        return self.biases[kinds]
+
+
+def _attention(
+    bias: Tensor, masks: Tensor | None, head_dims: int
+) -> WindowFormula | window_kernel.WindowKernel:
+    biases = bias[None] if masks is None else bias + masks.unsqueeze(1)
+    if bias.dtype == torch.float32 and head_dims == window_kernel.HEAD_DIMS and window_kernel.load():
+        return window_kernel.WindowKernel(biases)
+    return WindowFormula(biases)
 
 
 def _chunks(x: Tensor, area: int, shift: int, rows: int):
@@ -163,12 +209,3 @@ def _gather(x: Tensor, positions: Tensor) -> Tensor:
     x = x.flatten(0, 2)
     rows = x.index_select(0, positions.clamp(max=len(x) - 1))
     return rows.masked_fill_((positions == len(x)).unsqueeze(1), 0)
-
-
-def _add_masks(bias: Tensor, masks: Tensor | None) -> Tensor:
-    return bias[None] if masks is None else bias + masks.unsqueeze(1)
-
-
-def _window_biases(biases: Tensor, kinds: Tensor) -> Tensor:
-    """The biases `(windows, M, N, N)` of windows by their kinds, without a copy if all are alike."""
-    return biases.expand(len(kinds), -1, -1, -1) if len(biases) == 1 else biases[kinds]

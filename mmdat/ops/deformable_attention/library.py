@@ -34,9 +34,7 @@ def operator(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     out, lse = _empty_outputs(q)
-    BACKENDS[backend].forward(
-        q, k, v, bias_table, sampling_locations, (height, width), coordinates, out, lse
-    )
+    BACKENDS[backend].forward(q, k, v, bias_table, sampling_locations, (height, width), coordinates, out, lse)
     return out, lse
 
 
