@@ -42,9 +42,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
-        bias, masks = self.relative_position_bias(), None
-        if self.shift:
-            masks = shift_masks(self.window_size, self.shift, bias.dtype, x.device)
+        bias, masks = self._bias_and_masks(x)
         if computes_in_chunks(x):
             rows = chunk_rows(x.shape[-1], self.qkv.weight.numel() + self.proj.weight.numel())
             layers = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
@@ -67,6 +65,12 @@ class WindowAttention(nn.Module):
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
         return x[:, :height, :width]
+
+    def _bias_and_masks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        bias = self.relative_position_bias()
+        if not self.shift:
+            return bias, None
+        return bias, shift_masks(self.window_size, self.shift, bias.dtype, x.device)
 
     def relative_position_bias(self) -> Tensor:
         """Bias of each head, `(M, N, N)` for the `N` positions of a window."""
