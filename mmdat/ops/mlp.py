@@ -10,9 +10,10 @@ MIN_CHUNKS = 4  # with less, recomputation costs more than it saves
 
 def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """`gelu(x w1^T + b1) w2^T + b2` of a map `(..., C)`, in chunks if it is large and on a CPU."""
-    rows = chunk_rows(x.shape[-1], w1.numel() + w2.numel())
-    if x.numel() >= MIN_CHUNKS * rows * x.shape[-1] and computes_in_chunks(x):
-        return _ChunkedMLP.apply(x.flatten(0, -2), w1, b1, w2, b2, rows).view(*x.shape[:-1], -1)
+    if computes_in_chunks(x):
+        rows = chunk_rows(x.shape[-1], w1.numel() + w2.numel())
+        if x.numel() >= MIN_CHUNKS * rows * x.shape[-1]:
+            return _ChunkedMLP.apply(x.flatten(0, -2), w1, b1, w2, b2, rows).view(x.shape)
     return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
 

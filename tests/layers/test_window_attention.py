@@ -79,14 +79,14 @@ def outputs_and_gradients(function, layer: WindowAttention, x: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize('numbers_of_a_chunk', [1, chunks.CACHED_NUMBERS])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize(('dtype', 'floor'), [(torch.float32, 4e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize('shifted', [False, True])
 @pytest.mark.parametrize(
     ('size', 'channels', 'heads', 'window'),
     [((7, 7), 64, 2, 7), ((9, 30), 96, 3, 7), ((3, 2), 32, 1, 4), ((26, 13), 32, 1, 12), ((9, 9), 48, 2, 3)],
 )
 def test_chunks_are_as_exact_as_the_plain_formula(
-    size, channels, heads, window, shifted, dtype, numbers_of_a_chunk, monkeypatch
+    size, channels, heads, window, shifted, dtype, floor, numbers_of_a_chunk, monkeypatch
 ):
     monkeypatch.setattr(chunks, 'CACHED_NUMBERS', numbers_of_a_chunk)
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_chunks_are_as_exact_as_the_plain_formula(
     exact = outputs_and_gradients(lambda x: plain(layer, x), layer.double(), x.double())
     for result, other, value in zip(results, rounded, exact):
         scale = value.abs().max()
-        allowed = 3 * (other - value).abs().max() / scale + 32 * torch.finfo(dtype).eps
+        allowed = 3 * (other - value).abs().max() / scale + floor
         assert (result - value).abs().max() / scale < allowed
 
 
