@@ -99,6 +99,18 @@ def test_equals_the_authors_code(name):
         assert deviation < 1e-4, f'{name} {key}: {deviation} standard deviations'
 
 
+@requires_goldens
+@pytest.mark.parametrize('name', ['cvpr_base_224', 'cvpr_r3_2_128', 'det_base_200x333', 'pp_stretch_160x192'])
+def test_each_backend_equals_the_authors_code(name, backend, monkeypatch):
+    monkeypatch.setenv('MMDAT_BACKEND', backend)
+    dtype, tolerance = (torch.float32, 1e-5) if backend == 'cpu' else (torch.float64, 1e-9)
+    case, golden = read_golden(name)
+    outputs = golden_outputs(case, *build_golden_model(case), dtype)
+    for key in golden.keys() & outputs.keys():
+        deviation = (outputs[key] - golden[key]).abs().max() / golden[key].std()
+        assert deviation < tolerance, f'{name} {key}: {deviation} standard deviations'
+
+
 # Parameters in millions to the digits of the reference, of DAT-T with these settings.
 PARAMETERS = [
     # Table 2

@@ -12,9 +12,14 @@ from .coordinates import Coordinates, query_points
 MAX_SCRATCH = 2**28  # bytes that each thread may take for a spread bias table
 
 
-@cache
+@torch.compiler.assume_constant_result
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernel, or `None` and why there is none."""
+    return _load()
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = load_library()
     except BuildError as error:
@@ -69,9 +74,7 @@ def backward(
 
     batch, num_heads, num_keys, _ = k.shape
     args.splits = -(-args.threads // (batch * num_heads))
-    grads_k, grads_v = (
-        g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3]
-    )
+    grads_k, grads_v = (g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3])
     grads_table = bias_table.new_zeros(args.threads, *bias_table.shape)
     grads_locations = q.new_empty(args.splits, batch, num_heads, num_keys, 2)
     args.grad_out, args.grad_q, args.grad_k, args.grad_v = (

@@ -1,6 +1,5 @@
 import os
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor

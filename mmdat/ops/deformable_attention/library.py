@@ -9,10 +9,12 @@ backend is a module with the functions
 
 that fill the tensors `out` and `lse`, or the five of `grads`, which stand in the order of the inputs and are
 not initialised. `lse`, `(B, M, N_q)`, is the natural logarithm of the softmax's denominator, which saves the
-backward pass one run over the keys. All tensors have one dtype. Outputs and gradients of queries, keys and
-values are laid out as `(B, N, M, d)`, which is what the linear layers around attention read and write.
+backward pass one run over the keys. All tensors have one dtype, and autocast is off. Outputs and gradients of
+queries, keys and values are laid out as `(B, N, M, d)`, which is what the linear layers around attention read
+and write.
 """
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
@@ -34,7 +36,10 @@ def operator(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     out, lse = _empty_outputs(q)
-    BACKENDS[backend].forward(q, k, v, bias_table, sampling_locations, (height, width), coordinates, out, lse)
+    with torch.autocast(q.device.type, enabled=False):
+        BACKENDS[backend].forward(
+            q, k, v, bias_table, sampling_locations, (height, width), coordinates, out, lse
+        )
     return out, lse
 
 
@@ -55,7 +60,8 @@ def backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = q, k, v, bias_table, sampling_locations
     grads = _empty_grads(*inputs)
-    BACKENDS[backend].backward(grad_out, *inputs, (height, width), coordinates, out, lse, grads)
+    with torch.autocast(q.device.type, enabled=False):
+        BACKENDS[backend].backward(grad_out, *inputs, (height, width), coordinates, out, lse, grads)
     return grads
 
 
