@@ -1,5 +1,6 @@
 from torch import Tensor, nn
 
+from ..ops import mlp
 from .depthwise_conv import DepthwiseConv
 
 
@@ -21,7 +22,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
+        if self.conv is None:
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x = self.fc1(x)
-        if self.conv is not None:
-            x = x + self.conv(x)
-        return self.fc2(self.act(x))
+        return self.fc2(self.act(x + self.conv(x)))

@@ -82,6 +82,12 @@ inline float sum(Vec x) {
     else return sum<half / 2>(x + rotate<half>(x, std::make_integer_sequence<int, kLanes>()));
 }
 
+template <int half = kLanes / 2>
+inline float max(Vec x) {
+    if constexpr (half == 0) return x[0];
+    else return max<half / 2>(max(x, rotate<half>(x, std::make_integer_sequence<int, kLanes>())));
+}
+
 // The first halves of two vectors lane by lane (offset 0), or the second halves (offset kLanes / 2).
 template <int offset, int... lane>
 inline Vec interleave(Vec a, Vec b, std::integer_sequence<int, lane...>) {
