@@ -1,7 +1,8 @@
-"""Compiles the C++ kernel for the machine at hand, once, and keeps it.
+"""Compiles a C++ kernel for the machine at hand, once, and keeps it.
 
-The library lies in `$XDG_CACHE_HOME/mmdat` (`~/.cache/mmdat` if that is not set), under a name that holds the
-sources, the flags and the kind of processor: a new release or another machine sharing the folder compiles its own.
+The library lies in `$XDG_CACHE_HOME/mmdat` (`~/.cache/mmdat` if that is not set), under a name that holds
+the sources, the flags and the kind of processor: a new release, or another machine that shares the folder,
+compiles its own.
 """
 
 import ctypes
@@ -33,8 +34,8 @@ class BuildError(RuntimeError):
 def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
     """The compiled kernel of `csrc/{name}.cpp`, compiled now if that was not done before.
 
-    The compiler is `$CXX`, or else the first of c++, g++ and clang++; `$MMDAT_CXXFLAGS` adds flags. Processes that
-    ask at the same time compile once, the others wait.
+    The compiler is `$CXX`, or else the first of c++, g++ and clang++; `$MMDAT_CXXFLAGS` adds flags. Of
+    processes that ask at the same time one compiles, the others wait.
 
     Raises:
         BuildError: If there is no compiler, it fails, or its library does not load.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from math import prod
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones import DAT
 from ..layers import MLP, DeformableAttention, WindowAttention
-from .benchmark import interleaved_timings, peak_memory
+from .benchmark import device_name, interleaved_timings, peak_memory
 from .flops import count_complexity
 
 WIDTHS = (96, 192, 384, 768)
@@ -64,7 +63,7 @@ def benchmark_backbones(cases: Sequence[Case] = CASES, repeats: int = 7, profile
     """
     missing = [name for name in SWINS if find_spec(name) is None]
     lines = [
-        f'{_device_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, medians '
+        f'{device_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, medians '
         f'of {repeats} with half the inter-quartile range, taking turns. Ratios are to the fastest Swin-T, '
         'memory is the peak of a training step beyond the weights.'
     ]
@@ -268,10 +267,3 @@ SWINS = {'mmdet': _build_mmdet, 'torchvision': _build_torchvision, 'timm': _buil
 
 def _milliseconds(timing) -> str:
     return f'{timing.median * 1e3:.0f} ± {timing.spread * 1e3:.0f} ms'
-
-
-def _device_name() -> str:
-    if DEVICE == 'cuda':
-        return torch.cuda.get_device_name()
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return next(line.split(': ')[1] for line in lines if line.startswith('model name'))

@@ -14,7 +14,7 @@ HEAD_DIMS = 32
 
 
 class Shape(NamedTuple):
-    """Maps of queries and keys, heads, and the side of the image that the bias table is for, in pixels of the map."""
+    """Maps of queries and keys, heads and groups, and the side of the map that the bias table is made for."""
 
     queries: tuple[int, int]
     keys: tuple[int, int]
@@ -28,7 +28,7 @@ class Shape(NamedTuple):
         return '{} x {}, {}'.format(*sizes) + (f', batch {self.batch}' if self.batch > 1 else '')
 
 
-# The last two stages of DAT-T: on ImageNet, and on 800 x 1280 and 512 x 2048 pixels with key strides of 2 and 1.
+# Of the last two stages of DAT-T, at 224 x 224, 800 x 1280, 512 x 2048 and 1600 x 2560 pixels.
 SHAPES = (
     Shape((14, 14), (14, 14), 12, 3, 14),
     Shape((7, 7), (7, 7), 24, 6, 7),
@@ -51,14 +51,14 @@ def benchmark_ops(backends: list[str], shapes: tuple[Shape, ...] = SHAPES, repea
         repeats: Timed calls.
 
     Returns:
-        Markdown: medians with half the inter-quartile range, how many times as fast as the reference, and the peak
-        memory beyond the inputs, of a training step.
+        Markdown: medians with half the inter-quartile range, how many times as fast as the reference, and
+        the peak memory of a training step beyond the inputs.
     """
     lines = [
         f'{device_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, heads of '
-        f'{HEAD_DIMS} channels, medians of {repeats} with half the inter-quartile range, taking turns. Shapes are '
-        'queries x keys, heads; times are in ms, ratios say how many times as fast as the reference; memory is the '
-        'peak of a training step beyond its inputs.',
+        f'{HEAD_DIMS} channels, medians of {repeats} with half the inter-quartile range, taking turns. '
+        'Shapes are queries x keys, heads. Times are in ms, ratios say how many times as fast as the reference. '
+        'Memory is the peak of a training step beyond its inputs.',
         '',
         '| shape | backend | forward | ratio | training step | ratio | memory |',
         '|-|-|-|-|-|-|-|',

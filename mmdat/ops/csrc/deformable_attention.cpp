@@ -1,10 +1,11 @@
 // Deformable attention on CPUs, Equation (9) of the paper, in float32. See `Arguments` for shapes.
 //
 // Keys are broadcast, queries are the lanes of vectors: a piece of a vector holds neighbouring queries of one row of
-// the map, a vector is one piece, or two where that leaves fewer lanes empty, and a tile is up to kTile vectors. The forward pass walks over blocks of kBlock keys with an online softmax; the
-// backward pass computes the probabilities of a block again from the stored denominators. Logits never leave the
-// cache. In both, a thread takes a contiguous part of the work, ordered by head: it lays out the bias table once
-// for each of its heads. The parts depend on nothing but the sizes and the number of threads, so results do not either.
+// the map, a vector is one piece, or two where that leaves fewer lanes empty, and a tile is up to kTile vectors. The
+// forward pass walks over blocks of kBlock keys with an online softmax; the backward pass computes the weights of a
+// block again from the stored denominators. Logits never leave the cache. In both, a thread takes a contiguous part
+// of the work, ordered by head: it lays out the bias table once for each of its heads. The parts depend on the sizes
+// and the number of threads only, and so do the results.
 //
 // Logits are computed in base 2: queries' and tables' factors hold log2(e).
 
@@ -155,7 +156,8 @@ struct Head {
     void enter(int head, int image) {
         if (head == m && image == b) return;
         if (head != m) {
-            lattice.spread(args.table + static_cast<int64_t>(head) * args.table_height * args.table_width, kLog2E, bias);
+            const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
+            lattice.spread(args.table + head * table_size, kLog2E, bias);
         }
         m = head;
         b = image;
@@ -348,8 +350,8 @@ struct Tile {
         std::memcpy(to, sums, sizeof(sums));
     }
 
-    // tile[channel][vector] = tile[channel][vector] * scales[vector] + weights[key][vector] * keys[key][channel], summed
-    // over `count` keys. The keys are summed before they are added, which keeps more digits than one long sum.
+    // tile[channel][vector] = tile[channel][vector] * scales[vector] + weights[key][vector] * keys[key][channel],
+    // summed over `count` keys. Keys are summed before they are added: that keeps more digits than one long sum.
     void add_weighted(const float* keys, const float* weights, int count, const Vec* scales, float* tile) const {
         for (int c = 0; c < dims; c += kKeys) {
             Vec sums[kKeys][kVectors]{};
@@ -419,7 +421,8 @@ struct Tile {
 // Asks for the rows of the next tile before they are needed, and for a part of the next head's keys: they lie far
 // apart, where the processor does not expect them.
 template <int kPieces>
-void prefetch_next(const Head& head, const Layout<kPieces>& layout, int tile, std::initializer_list<const Rows*> of_queries) {
+void prefetch_next(const Head& head, const Layout<kPieces>& layout, int tile,
+                   std::initializer_list<const Rows*> of_queries) {
     const Arguments& args = head.args;
     auto prefetch = [&](const Rows& rows, int m, int b, int begin, int end) {
         for (int n = begin; n < end; ++n) {

@@ -37,13 +37,14 @@ namespace {
 
 constexpr int kDims = 32;
 constexpr int kAccumulators = 4 * kTile;  // registers
-constexpr float kNegligible = -80;   // logits below the largest: masked ones would be subnormal, which is slow
+constexpr float kNegligible = -80;  // logits below the largest: masked ones would be subnormal, which is slow
 constexpr float kLog2E = 1.4426950408889634f;
 
-// `rows` rows of c = x y, where x[i, k] lies at x[i * row + k * column]: numbers of x are broadcast, rows of y and c are
-// `vectors` vectors.
+// `rows` rows of c = x y, where x[i, k] lies at x[i * row + k * column]: numbers of x are broadcast, rows of y
+// and c are `vectors` vectors.
 template <int rows, int vectors>
-inline void multiply_tile(const float* x, int row, int column, const float* y, int y_row, float* c, int c_row, int depth) {
+inline void multiply_tile(const float* x, int row, int column, const float* y, int y_row, float* c, int c_row,
+                          int depth) {
     Vec sums[rows][vectors] = {};
     for (int k = 0; k < depth; ++k) {
         Vec y_k[vectors];
@@ -75,8 +76,8 @@ void multiply_columns(const float* x, int row, int column, const float* y, int y
 }
 
 // c = x y, of `height` rows and `width` columns (whole vectors); rows of y and c are contiguous, x is as above.
-void multiply(const float* x, int row, int column, const float* y, int y_row, float* c, int c_row, int height, int width,
-              int depth) {
+void multiply(const float* x, int row, int column, const float* y, int y_row, float* c, int c_row, int height,
+              int width, int depth) {
     for (int left = width / kLanes; left > 0;) {
         const int vectors = std::min(left, 4);
         if (vectors == 4) multiply_columns<4>(x, row, column, y, y_row, c, c_row, height, depth);
@@ -195,7 +196,7 @@ void mmdat_window_attention(const WindowArguments* args) {
 #pragma omp parallel num_threads(args->threads)
     {
         Head head(*args);
-#pragma omp for
+#pragma omp for schedule(static)
         for (int i = 0; i < args->windows * args->heads; ++i) head.forward(i / args->heads, i % args->heads);
     }
 }
@@ -207,7 +208,7 @@ void mmdat_window_attention_backward(const WindowArguments* args) {
         Head head(*args);
         const int64_t size = static_cast<int64_t>(args->area) * args->stride;
         float* grad_bias = args->grad_bias + omp_get_thread_num() * args->heads * size;
-#pragma omp for
+#pragma omp for schedule(static)
         for (int i = 0; i < args->windows * args->heads; ++i) {
             head.backward(i / args->heads, i % args->heads, grad_bias + i % args->heads * size);
         }

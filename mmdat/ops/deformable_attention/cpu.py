@@ -1,6 +1,7 @@
 """The C++ kernel for CPUs, `mmdat/ops/csrc/deformable_attention.cpp`, in float32."""
 
 import ctypes
+import logging
 from functools import cache, lru_cache
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from ..build import BuildError, load_library
 from .coordinates import Coordinates, query_points
+
+_logger = logging.getLogger('mmdat')
 
 MAX_SCRATCH = 2**28  # bytes that each thread may take for a spread bias table
 
@@ -23,6 +26,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = load_library()
     except BuildError as error:
+        _logger.warning(f'Deformable attention is slower than it could be on this CPU: {error}')
         return None, str(error)
     library.mmdat_deformable_attention.argtypes = [ctypes.POINTER(_Arguments)]
     library.mmdat_deformable_attention_backward.argtypes = [ctypes.POINTER(_Arguments)]
@@ -74,7 +78,9 @@ def backward(
 
     batch, num_heads, num_keys, _ = k.shape
     args.splits = -(-args.threads // (batch * num_heads))
-    grads_k, grads_v = (g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3])
+    grads_k, grads_v = (
+        g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3]
+    )
     grads_table = bias_table.new_zeros(args.threads, *bias_table.shape)
     grads_locations = q.new_empty(args.splits, batch, num_heads, num_keys, 2)
     args.grad_out, args.grad_q, args.grad_k, args.grad_v = (

@@ -11,9 +11,9 @@ from .reference import deformable_attention_reference
 
 BACKENDS = ('reference', 'portable', 'cpu')
 
-# From how many logits on a backend is faster than the reference: the kernel by all logits, the portable one, which
-# computes head by head, by those of a head. On GPUs, where nobody has measured it, the portable backend takes over
-# where each copy of the logits would need 1 GiB.
+# From how many logits on a backend is faster than the reference: the kernel by all logits, the portable one,
+# which computes head by head, by those of a head. On GPUs, where nobody has measured it, the portable backend
+# takes over where each copy of the logits would need 1 GiB.
 MIN_LOGITS_CPU = 2**15
 MIN_LOGITS_OF_A_HEAD = 2**19
 MIN_LOGITS_ELSEWHERE = 2**28

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .coordinates import Coordinates, query_points
 
-BLOCK_SIZE = 2**19  # numbers in the largest tensor of a block of keys
+BLOCK_SIZE = 2**20  # numbers in the largest tensor of a block of keys
 MIN_KEYS = 64  # in a block even so, because each block passes over all queries
 
 
@@ -42,10 +42,11 @@ def forward(
     largest = torch.full_like(lse, -math.inf)
     total = torch.zeros_like(lse)
     for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
+        tents_y, tents_x = block.tents()
         for head in block.heads:
             queries = block.image, head
             keys = block.image, head, block.keys
-            logits, _ = _logits(block, q[queries], k[keys], bias_table[head])
+            logits, _ = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
             new_largest = torch.maximum(largest[queries], logits.amax(0))
             weights = logits.sub_(new_largest).exp_()
             shrinkage = (largest[queries] - new_largest).exp_()
@@ -75,12 +76,12 @@ def backward(
     grad_table.zero_()
     scale = q.shape[-1] ** -0.5
     for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
-        tents_y, tents_x = block.y.tents, block.x.tents
+        tents_y, tents_x = block.tents()
         grad_tents_y, grad_tents_x = torch.zeros_like(tents_y), torch.zeros_like(tents_x)
         for head in block.heads:
             queries = block.image, head
             keys = block.image, head, block.keys
-            logits, rows = _logits(block, q[queries], k[keys], bias_table[head])
+            logits, rows = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
             # where logits are huge, rounding may lift them far above the logarithm of their sum
             weights = logits.sub_(lse[queries]).clamp_(max=0).exp_()
             grad_v[keys] = weights @ grad_out[queries]
@@ -91,11 +92,11 @@ def backward(
             grad_k[keys] = (grad_logits @ q[queries]).mul_(scale)
 
             grad_bias = grad_logits.unflatten(1, query_size)  # (n, H, W)
-            grad_tents_x.baddbmm_(grad_bias.transpose(1, 2), rows)
-            grad_rows = torch.bmm(grad_bias, tents_x).flatten(0, 1)
+            grad_tents_x.baddbmm_(rows.mT, grad_bias)
+            grad_rows = torch.bmm(grad_bias, tents_x.mT).flatten(0, 1)
             grad_tents_y.flatten(0, 1).addmm_(grad_rows, bias_table[head].T)
             grad_table[head].addmm_(tents_y.flatten(0, 1).T, grad_rows)
-        grads_yx = block.y.grad_locations(grad_tents_y), block.x.grad_locations(grad_tents_x)
+        grads_yx = block.y.grad_locations(grad_tents_y), block.x.grad_locations(grad_tents_x.mT)
         torch.stack(grads_yx, -1, out=grad_locations[block.image, block.group, block.keys])
 
 
@@ -143,6 +144,10 @@ class _KeyBlock(NamedTuple):
     y: _Axis
     x: _Axis
 
+    def tents(self) -> tuple[Tensor, Tensor]:
+        """`(n, H, T_h)` and `(n, T_w, W)`, the layouts in which their products are fastest."""
+        return self.y.tents, self.x.tents.mT.contiguous()
+
 
 def _key_blocks(
     sampling_locations: Tensor, bias_table: Tensor, query_size: tuple[int, int], coordinates: Coordinates
@@ -174,16 +179,16 @@ def _key_blocks(
                 )
 
 
-def _logits(block: _KeyBlock, q: Tensor, k: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(q: Tensor, k: Tensor, table: Tensor, tents_y: Tensor, tents_x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of one head `(n, H * W)`, and the table interpolated along y `(n, H, T_w)`.
 
     Args:
-        block: `n` keys.
         q: Queries `(H * W, d)`.
-        k: The keys' rows `(n, d)`.
+        k: Keys `(n, d)`.
         table: `(T_h, T_w)`.
+        tents_y: `(n, H, T_h)`.
+        tents_x: `(n, T_w, W)`.
     """
-    tents = block.y.tents
-    rows = (tents.flatten(0, 1) @ table).unflatten(0, tents.shape[:2])
-    bias = torch.bmm(rows, block.x.tents.transpose(1, 2))
+    rows = (tents_y.flatten(0, 1) @ table).unflatten(0, tents_y.shape[:2])
+    bias = torch.bmm(rows, tents_x)
     return bias.flatten(1).addmm_(k, q.T, alpha=q.shape[-1] ** -0.5), rows

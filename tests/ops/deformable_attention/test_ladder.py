@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from mmdat.ops import deformable_attention
+from mmdat.ops import deformable_attention, explain
 from mmdat.ops.deformable_attention import cpu, functional
-from mmdat.ops import explain
 
 
 @pytest.fixture(autouse=True)
