@@ -57,8 +57,8 @@ def benchmark_ops(backends: list[str], shapes: tuple[Shape, ...] = SHAPES, repea
     lines = [
         f'{device_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, heads of '
         f'{HEAD_DIMS} channels, medians of {repeats} with half the inter-quartile range, taking turns. '
-        'Shapes are queries x keys, heads. Times are in ms, ratios say how many times as fast as the reference. '
-        'Memory is the peak of a training step beyond its inputs.',
+        'Shapes are queries x keys, heads. Times are in ms, ratios say how many times as fast as the '
+        'reference. Memory is the peak of a training step beyond its inputs.',
         '',
         '| shape | backend | forward | ratio | training step | ratio | memory |',
         '|-|-|-|-|-|-|-|',
