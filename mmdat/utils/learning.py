@@ -84,7 +84,9 @@ def to_markdown(curves: Mapping[tuple[str, str], list[Curve]]) -> str:
         ends = [curve[-1][1] for curve in seeds]
         each = ', '.join(f'{end:.1f}' for end in ends)
         spread = f'{min(ends):.1f} to {max(ends):.1f}'
-        lines.append(f'| {task}, {TASKS[task].label} | {NETWORKS[network]} | {each} | {mean(ends):.1f} | {spread} |')
+        lines.append(
+            f'| {task}, {TASKS[task].label} | {NETWORKS[network]} | {each} | {mean(ends):.1f} | {spread} |'
+        )
     return '\n'.join(lines)
 
 

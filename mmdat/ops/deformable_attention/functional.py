@@ -27,6 +27,7 @@ def deformable_attention(
     sampling_locations: Tensor,
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
+    dropout: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
     """Attention of a regular grid of queries to deformed keys, Equation (9) of the paper.
@@ -44,6 +45,7 @@ def deformable_attention(
             in the groups.
         query_size: `(H, W)`.
         coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
+        dropout: Probability in [0, 1) that an attention weight is dropped, by the reference only.
         backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
             these inputs. `explain` tells which that is.
@@ -56,9 +58,9 @@ def deformable_attention(
     """
     inputs = q, k, v, bias_table, sampling_locations
     _check_shapes(*inputs, query_size)
-    backend, _ = _choose_backend(*inputs, query_size, backend)
+    backend, _ = _choose_backend(*inputs, query_size, dropout, backend)
     if backend == 'reference':
-        return deformable_attention_reference(*inputs, query_size, coordinates)
+        return deformable_attention_reference(*inputs, query_size, coordinates, dropout)
     # positions and softmax need more digits than half precision has
     dtype = torch.promote_types(sampling_locations.dtype, torch.promote_types(v.dtype, torch.float32))
     out, _ = operator(*(t.to(dtype) for t in inputs), *query_size, coordinates, backend)
@@ -73,14 +75,18 @@ def explain(
     sampling_locations: Tensor,
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
+    dropout: float = 0.0,
     backend: str | None = None,
 ) -> str:
     """The backend that `deformable_attention` takes for the same arguments, and why: `'cpu: ...'`."""
-    _check_shapes(q, k, v, bias_table, sampling_locations, query_size)
-    return '{}: {}'.format(*_choose_backend(q, k, v, bias_table, sampling_locations, query_size, backend))
+    inputs = q, k, v, bias_table, sampling_locations
+    _check_shapes(*inputs, query_size)
+    return '{}: {}'.format(*_choose_backend(*inputs, query_size, dropout, backend))
 
 
-def _choose_backend(q, k, v, bias_table, sampling_locations, query_size, name: str | None) -> tuple[str, str]:
+def _choose_backend(
+    q, k, v, bias_table, sampling_locations, query_size, dropout: float, name: str | None
+) -> tuple[str, str]:
     """The one place where a backend is chosen: its name, and why."""
     asked_by = 'the argument `backend`'
     if name is None:
@@ -91,7 +97,11 @@ def _choose_backend(q, k, v, bias_table, sampling_locations, query_size, name: s
             raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {BACKENDS}')
         if name == 'cpu' and (obstacle := _obstacle_to_cpu(q.device, dtype, bias_table, query_size)):
             raise ValueError(f'{asked_by} asks for the cpu backend, but {obstacle}')
+        if name != 'reference' and dropout:
+            raise ValueError(f'{asked_by} asks for the {name} backend, but only the reference has {dropout=}')
         return name, f'asked for by {asked_by}'
+    if dropout:
+        return 'reference', 'only this one drops attention weights'
 
     logits = prod(q.shape[:3]) * k.shape[2]
     if q.device.type == 'meta':
