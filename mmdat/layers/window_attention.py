@@ -37,19 +37,21 @@ class WindowAttention(nn.Module):
         self.register_buffer(
             'relative_position_index', relative_position_index(window_size), persistent=False
         )
+        masks = shift_masks(window_size, self.shift) if shifted else None
+        self.register_buffer('shift_masks', masks, persistent=False)
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
-        bias, masks = self._bias_and_masks(x)
-        if computes_in_chunks(x):
-            rows = chunk_rows(x.shape[-1], self.qkv.weight.numel() + self.proj.weight.numel())
-            layers = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
-            return ChunkedWindowAttention.apply(x, *layers, bias, masks, self.shift, rows)
-        return self._attend(x, bias, masks)
+        bias = self.relative_position_bias()
+        if computes_in_chunks(x, self.qkv, self.proj):
+            weights = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
+            rows = chunk_rows(self.qkv, self.proj)
+            return ChunkedWindowAttention.apply(x, *weights, bias, self.shift_masks, self.shift, rows)
+        return self._attend(x, bias)
 
-    def _attend(self, x: Tensor, bias: Tensor, masks: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         size, shift = self.window_size, self.shift
         x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
@@ -57,7 +59,7 @@ class WindowAttention(nn.Module):
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
             kinds = window_kinds(padded_height // size, padded_width // size, x.device)
-            bias = bias + masks[kinds].unsqueeze(1)
+            bias = bias + self.shift_masks[kinds].unsqueeze(1)
         x = window_partition(x, size)  # (B, windows, N, C)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
         x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
@@ -65,12 +67,6 @@ class WindowAttention(nn.Module):
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
         return x[:, :height, :width]
-
-    def _bias_and_masks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        bias = self.relative_position_bias()
-        if not self.shift:
-            return bias, None
-        return bias, shift_masks(self.window_size, self.shift, bias.dtype, x.device)
 
     def relative_position_bias(self) -> Tensor:
         """Bias of each head, `(M, N, N)` for the `N` positions of a window."""

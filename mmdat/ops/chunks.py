@@ -7,30 +7,38 @@ and recomputes the chunks in the backward pass, which costs less than storing th
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CACHED_NUMBERS = 2**17  # of a chunk of the input, for each thread: an MLP's hidden ones then take 2 MiB
 
 
-def computes_in_chunks(x: Tensor) -> bool:
-    """Whether a layer may compute a map in chunks.
+def computes_in_chunks(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether a map may be computed in chunks, with the weights of these linear layers.
 
     Other devices hide what chunks avoid. What only follows the operations (tracing, compilation, fake
-    tensors) or changes their dtype (autocast) sees the plain formula.
+    tensors), changes their dtype (autocast) or has replaced or hooked a layer (adapters) gets the plain
+    formula, as do short dtypes, in which sums over chunks would be rough.
     """
     return (
         x.device.type == 'cpu'
+        and x.dtype in (torch.float32, torch.float64)
         and type(x) is Tensor
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and all(
+            type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+            for layer in layers
+        )
     )
 
 
-def chunk_rows(channels: int, parameters: int) -> int:
-    """Rows of a chunk of a map with so many channels, for a layer with so many weights.
+def chunk_rows(*layers: nn.Linear) -> int:
+    """Rows of a chunk of a map that goes through these layers.
 
     With gradients, those of the weights are read and written once a chunk, which must not weigh.
     """
-    passes = 2 if torch.is_grad_enabled() else 0.5
-    return max(CACHED_NUMBERS // channels, int(passes * parameters / channels)) * torch.get_num_threads()
+    channels = layers[0].in_features
+    rows_of_weights = sum(layer.weight.numel() for layer in layers) // channels
+    least = 2 * rows_of_weights if torch.is_grad_enabled() else rows_of_weights // 2
+    return max(CACHED_NUMBERS // channels, least) * torch.get_num_threads()

@@ -3,21 +3,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunks import chunk_rows, computes_in_chunks
 
-MIN_CHUNKS = 4  # with less, recomputation costs more than it saves
+class ChunkedMLP(torch.autograd.Function):
+    """`gelu(x w1^T + b1) w2^T + b2` of `(N, C)`, in chunks of `rows`, see `chunks.py`."""
 
-
-def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """`gelu(x w1^T + b1) w2^T + b2` of a map `(..., C)`, in chunks if it is large and on a CPU."""
-    if computes_in_chunks(x):
-        rows = chunk_rows(x.shape[-1], w1.numel() + w2.numel())
-        if x.numel() >= MIN_CHUNKS * rows * x.shape[-1]:
-            return _ChunkedMLP.apply(x.flatten(0, -2), w1, b1, w2, b2, rows).view(x.shape)
-    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
-
-
-class _ChunkedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(x, w1, b1, w2)

@@ -27,20 +27,20 @@ def window_reverse(windows: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(batch, height, width, channels)
 
 
-def shift_masks(window_size: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def shift_masks(window_size: int, shift: int) -> Tensor:
     """Keeps apart what the roll brought together from opposite borders, in each kind of window.
 
     Returns:
         `(4, N, N)`: windows inside, at the right border, at the bottom, and in the corner. 0 inside a region
         and -100 (the released value) across.
     """
-    rolled = torch.arange(window_size, device=device) >= window_size - shift
+    rolled = torch.arange(window_size) >= window_size - shift
     masks = []
     for bottom in (0, 1):
         for right in (0, 1):
             regions = (2 * bottom * rolled[:, None] + right * rolled).flatten()
             masks.append(regions[:, None] != regions)
-    return torch.stack(masks).to(dtype) * -100.0
+    return torch.stack(masks) * -100.0
 
 
 def window_kinds(rows: int, columns: int, device: torch.device | str = 'cpu') -> Tensor:

@@ -45,7 +45,7 @@ def test_shift_is_half_the_window_rounded_up():
 
 
 def test_mask_of_a_map_of_one_window_is_not_trivial():
-    mask = shift_masks(4, 2, torch.float32, 'cpu')[window_kinds(1, 1)]
+    mask = shift_masks(4, 2)[window_kinds(1, 1)]
     assert mask.shape == (1, 16, 16)
     assert mask[0, 0, 0] == 0
     assert mask[0, 0, 15] == -100
@@ -61,13 +61,13 @@ def test_masks_keep_the_nine_regions_of_swin_apart(size, shift, rows, columns):
             regions[:, x] += 3 * (j + 1) * (i == 0)
     regions = window_partition(regions[None, ..., None], size)[0, :, :, 0]
     apart = regions[:, None] != regions[:, :, None]
-    masks = shift_masks(size, shift, torch.float32, 'cpu')[window_kinds(rows, columns)]
+    masks = shift_masks(size, shift)[window_kinds(rows, columns)]
     torch.testing.assert_close(masks, apart * -100.0)
 
 
 def plain(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
     """Other devices' way."""
-    return layer._attend(x, *layer._bias_and_masks(x))
+    return layer._attend(x, layer.relative_position_bias())
 
 
 def outputs_and_gradients(function, layer: WindowAttention, x: torch.Tensor) -> list[torch.Tensor]:
@@ -151,6 +151,17 @@ def test_the_layer_is_copied_pickled_and_shared_between_threads():
         torch.testing.assert_close(twin(x[0]), expected[0], atol=0, rtol=0)
     with ThreadPoolExecutor(4) as pool:
         torch.testing.assert_close(torch.stack(list(pool.map(layer, x))), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_hooked_and_replaced_layers_are_called():
+    layer = WindowAttention(8, 2, 4)
+    x = torch.randn(1, 4, 4, 8)
+    handle = layer.proj.register_forward_hook(lambda module, args, out: 2 * out)
+    doubled = layer(x)
+    handle.remove()
+    torch.testing.assert_close(doubled, 2 * layer(x))
+    layer.proj = torch.nn.Sequential(layer.proj, torch.nn.Flatten(3))
+    torch.testing.assert_close(layer(x), doubled / 2, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize('shifted', [False, True])
