@@ -27,8 +27,8 @@ def deformable_attention(
     sampling_locations: Tensor,
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
-    dropout: float = 0.0,
     backend: str | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of a regular grid of queries to deformed keys, Equation (9) of the paper.
 
@@ -45,10 +45,10 @@ def deformable_attention(
             in the groups.
         query_size: `(H, W)`.
         coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
-        dropout: Probability in [0, 1) that an attention weight is dropped, by the reference only.
         backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
             these inputs. `explain` tells which that is.
+        dropout: Probability in [0, 1) that an attention weight is dropped, by the reference only.
 
     Returns:
         `(B, M, H * W, d)` in the dtype of `v`.
@@ -75,8 +75,8 @@ def explain(
     sampling_locations: Tensor,
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
-    dropout: float = 0.0,
     backend: str | None = None,
+    dropout: float = 0.0,
 ) -> str:
     """The backend that `deformable_attention` takes for the same arguments, and why: `'cpu: ...'`."""
     inputs = q, k, v, bias_table, sampling_locations
