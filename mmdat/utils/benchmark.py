@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -64,6 +65,17 @@ def peak_memory(function: Callable[[], object]) -> int:
     before = _resident('VmRSS')
     function()
     return _resident('VmHWM') - before
+
+
+def device_name() -> str:
+    """Model of the GPU, or else of the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path('/proc/cpuinfo')
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith('model name'):
+            return line.split(':')[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _resident(field: str) -> int:

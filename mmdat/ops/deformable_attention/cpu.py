@@ -1,13 +1,16 @@
-"""The C++ kernel for CPUs in `csrc/`, in float32."""
+"""The C++ kernel for CPUs, `mmdat/ops/csrc/deformable_attention.cpp`, in float32."""
 
 import ctypes
+import logging
 from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from .build import BuildError, load_library
+from ..build import BuildError, load_library
 from .coordinates import Coordinates, query_points
+
+_logger = logging.getLogger('mmdat')
 
 MAX_SCRATCH = 2**28  # bytes that each thread may take for a spread bias table
 
@@ -23,6 +26,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = load_library()
     except BuildError as error:
+        _logger.warning(f'Deformable attention is slower than it could be on this CPU: {error}')
         return None, str(error)
     library.mmdat_deformable_attention.argtypes = [ctypes.POINTER(_Arguments)]
     library.mmdat_deformable_attention_backward.argtypes = [ctypes.POINTER(_Arguments)]
@@ -30,7 +34,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def scratch(bias_table: Tensor, query_size: tuple[int, int]) -> int:
-    """Bytes of the spread bias table of a head at most, see `bias_table.h`, for keys on the map."""
+    """Bytes of the spread bias table of a head at most, see `csrc/bias_table.h`, for keys on the map."""
     _, table_height, table_width = bias_table.shape
     return 4 * (table_height + 4) * table_width * (3 * query_size[1] + 32)
 
@@ -74,7 +78,9 @@ def backward(
 
     batch, num_heads, num_keys, _ = k.shape
     args.splits = -(-args.threads // (batch * num_heads))
-    grads_k, grads_v = (g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3])
+    grads_k, grads_v = (
+        g[None] if args.splits == 1 else g.new_empty(args.splits, *g.shape) for g in grads[1:3]
+    )
     grads_table = bias_table.new_zeros(args.threads, *bias_table.shape)
     grads_locations = q.new_empty(args.splits, batch, num_heads, num_keys, 2)
     args.grad_out, args.grad_q, args.grad_k, args.grad_v = (
@@ -113,7 +119,7 @@ class _QueryAxis(ctypes.Structure):
 
 
 class _Arguments(ctypes.Structure):
-    """Mirrors `Arguments` in `deformable_attention.cpp`."""
+    """Mirrors `Arguments` in `csrc/deformable_attention.cpp`."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in 'batch heads groups height width keys dims'.split()),

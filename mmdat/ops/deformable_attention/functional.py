@@ -1,6 +1,5 @@
 import os
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +11,12 @@ from .reference import deformable_attention_reference
 
 BACKENDS = ('reference', 'portable', 'cpu')
 
-# Logits from which on a backend is faster than the reference. On GPUs, whose speed nobody has measured, the portable
-# backend takes over where the reference would need 1 GiB for each copy of the logits.
-MIN_LOGITS = {'cpu': 2**15, 'portable': {'cpu': 2**21, 'others': 2**28}}
+# From how many logits on a backend is faster than the reference: the kernel by all logits, the portable one,
+# which computes head by head, by those of a head. On GPUs, where nobody has measured it, the portable backend
+# takes over where each copy of the logits would need 1 GiB.
+MIN_LOGITS_CPU = 2**15
+MIN_LOGITS_OF_A_HEAD = 2**19
+MIN_LOGITS_ELSEWHERE = 2**28
 
 
 def deformable_attention(
@@ -26,6 +28,7 @@ def deformable_attention(
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
     backend: str | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of a regular grid of queries to deformed keys, Equation (9) of the paper.
 
@@ -45,6 +48,7 @@ def deformable_attention(
         backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
             these inputs. `explain` tells which that is.
+        dropout: Probability in [0, 1) that an attention weight is dropped, by the reference only.
 
     Returns:
         `(B, M, H * W, d)` in the dtype of `v`.
@@ -54,9 +58,9 @@ def deformable_attention(
     """
     inputs = q, k, v, bias_table, sampling_locations
     _check_shapes(*inputs, query_size)
-    backend, _ = _choose_backend(*inputs, query_size, backend)
+    backend, _ = _choose_backend(*inputs, query_size, dropout, backend)
     if backend == 'reference':
-        return deformable_attention_reference(*inputs, query_size, coordinates)
+        return deformable_attention_reference(*inputs, query_size, coordinates, dropout)
     # positions and softmax need more digits than half precision has
     dtype = torch.promote_types(sampling_locations.dtype, torch.promote_types(v.dtype, torch.float32))
     out, _ = operator(*(t.to(dtype) for t in inputs), *query_size, coordinates, backend)
@@ -72,13 +76,17 @@ def explain(
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
     backend: str | None = None,
+    dropout: float = 0.0,
 ) -> str:
     """The backend that `deformable_attention` takes for the same arguments, and why: `'cpu: ...'`."""
-    _check_shapes(q, k, v, bias_table, sampling_locations, query_size)
-    return '{}: {}'.format(*_choose_backend(q, k, v, bias_table, sampling_locations, query_size, backend))
+    inputs = q, k, v, bias_table, sampling_locations
+    _check_shapes(*inputs, query_size)
+    return '{}: {}'.format(*_choose_backend(*inputs, query_size, dropout, backend))
 
 
-def _choose_backend(q, k, v, bias_table, sampling_locations, query_size, name: str | None) -> tuple[str, str]:
+def _choose_backend(
+    q, k, v, bias_table, sampling_locations, query_size, dropout: float, name: str | None
+) -> tuple[str, str]:
     """The one place where a backend is chosen: its name, and why."""
     asked_by = 'the argument `backend`'
     if name is None:
@@ -89,17 +97,22 @@ def _choose_backend(q, k, v, bias_table, sampling_locations, query_size, name: s
             raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {BACKENDS}')
         if name == 'cpu' and (obstacle := _obstacle_to_cpu(q.device, dtype, bias_table, query_size)):
             raise ValueError(f'{asked_by} asks for the cpu backend, but {obstacle}')
+        if name != 'reference' and dropout:
+            raise ValueError(f'{asked_by} asks for the {name} backend, but only the reference has {dropout=}')
         return name, f'asked for by {asked_by}'
+    if dropout:
+        return 'reference', 'only this one drops attention weights'
 
     logits = prod(q.shape[:3]) * k.shape[2]
     if q.device.type == 'meta':
         return 'reference', 'tensors without numbers cost what the equations cost'
-    if logits < MIN_LOGITS['cpu']:
+    if logits < MIN_LOGITS_CPU:
         return 'reference', f'nothing is faster for {logits} logits'
     obstacle = _obstacle_to_cpu(q.device, dtype, bias_table, query_size)
     if obstacle is None:
         return 'cpu', f'it is the fastest for {logits} logits, with {cpu.load()[1]}'
-    if logits < MIN_LOGITS['portable']['cpu' if q.device.type == 'cpu' else 'others']:
+    on_cpu = q.device.type == 'cpu'
+    if (q.shape[2] * k.shape[2] < MIN_LOGITS_OF_A_HEAD) if on_cpu else (logits < MIN_LOGITS_ELSEWHERE):
         return 'reference', f'nothing is faster for {logits} logits where {obstacle}'
     return 'portable', f'{obstacle}, and {logits} logits are too many for the reference'
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from mmdat.ops import deformable_attention
+from mmdat.ops import deformable_attention, explain
 from mmdat.ops.deformable_attention import cpu, functional
-from mmdat.ops.deformable_attention.functional import explain
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +41,10 @@ def arguments(side: int, dtype=torch.float32, device='cpu', table=9) -> tuple:
 )
 def test_choice(side, settings, expected, with_kernel):
     assert explain(*arguments(side, **settings)).startswith(expected)
+    assert (
+        explain(*arguments(side, **settings), dropout=0.1)
+        == 'reference: only this one drops attention weights'
+    )
 
 
 @pytest.mark.parametrize(('side', 'expected'), [(7, 'reference'), (20, 'reference'), (40, 'portable')])
@@ -75,6 +78,8 @@ def test_bad_choices_are_named(call, monkeypatch, no_kernel):
         call(*arguments(3), backend='cuda')
     with pytest.raises(ValueError, match='asks for the cpu backend, but there is no'):
         call(*arguments(3), backend='cpu')
+    with pytest.raises(ValueError, match=r'asks for the portable backend, but only .* dropout=0.1'):
+        call(*arguments(3), dropout=0.1, backend='portable')
     monkeypatch.setenv('MMDAT_BACKEND', 'fast')
     with pytest.raises(ValueError, match="unknown backend 'fast' in the variable MMDAT_BACKEND"):
         call(*arguments(3))

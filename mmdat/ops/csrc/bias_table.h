@@ -50,7 +50,8 @@ class BiasLattice {
         const int divisor = std::gcd(std::max(table_width - 1, 1), 2 * intervals);
         a_ = std::max(table_width - 1, 1) / divisor;
         b_ = 2 * intervals / divisor;
-        lowest_ = -b_ - 1.0 - static_cast<double>(a_) * (width - 1);  // from here on no query of a row reaches the table
+        // beyond these no query of a row reaches the table
+        lowest_ = -b_ - 1.0 - static_cast<double>(a_) * (width - 1);
         highest_ = static_cast<double>(b_) * table_width;
         double low = highest_, high = lowest_;
         for (int64_t n = 0; n < num_keys; ++n) {

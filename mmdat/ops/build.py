@@ -1,7 +1,8 @@
-"""Compiles the C++ kernel for the machine at hand, once, and keeps it.
+"""Compiles a C++ kernel for the machine at hand, once, and keeps it.
 
-The library lies in `$XDG_CACHE_HOME/mmdat` (`~/.cache/mmdat` if that is not set), under a name that holds the
-sources, the flags and the kind of processor: a new release or another machine sharing the folder compiles its own.
+The library lies in `$XDG_CACHE_HOME/mmdat` (`~/.cache/mmdat` if that is not set), under a name that holds
+the sources, the flags and the kind of processor: a new release, or another machine that shares the folder,
+compiles its own.
 """
 
 import ctypes
@@ -30,11 +31,11 @@ class BuildError(RuntimeError):
     """The kernel could not be compiled or loaded; the message says why and what to do."""
 
 
-def load_library() -> ctypes.CDLL:
-    """The compiled kernel, compiled now if that was not done before.
+def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
+    """The compiled kernel of `csrc/{name}.cpp`, compiled now if that was not done before.
 
-    The compiler is `$CXX`, or else the first of c++, g++ and clang++; `$MMDAT_CXXFLAGS` adds flags. Processes that
-    ask at the same time compile once, the others wait.
+    The compiler is `$CXX`, or else the first of c++, g++ and clang++; `$MMDAT_CXXFLAGS` adds flags. Of
+    processes that ask at the same time one compiles, the others wait.
 
     Raises:
         BuildError: If there is no compiler, it fails, or its library does not load.
@@ -42,26 +43,26 @@ def load_library() -> ctypes.CDLL:
     flags = [*FLAGS, *shlex.split(os.environ.get('MMDAT_CXXFLAGS', ''))]
     try:
         cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmdat'
-        library = cache / f'deformable_attention-{_fingerprint(flags)}.so'
+        library = cache / f'{name}-{_fingerprint(flags)}.so'
         if not library.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with open(library.with_suffix('.lock'), 'w') as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not library.exists():
-                    _compile(library, flags)
+                    _compile(name, library, flags)
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildError(f'the library of the CPU kernel cannot be kept or loaded: {error}') from error
 
 
-def _compile(library: Path, flags: list[str]) -> None:
+def _compile(name: str, library: Path, flags: list[str]) -> None:
     compiler = os.environ.get('CXX') or next(filter(shutil.which, ('c++', 'g++', 'clang++')), None)
     if compiler is None:
         raise BuildError('there is no C++ compiler: install g++, or set CXX')
-    _logger.warning('Compiling the CPU kernel of deformable attention, once for this machine (about 15 s)')
+    _logger.warning(f'Compiling the CPU kernel {name}, once for this machine (about 15 s)')
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        command = [*shlex.split(compiler), *flags, str(SOURCES / 'deformable_attention.cpp'), '-o', str(built)]
+        command = [*shlex.split(compiler), *flags, str(SOURCES / f'{name}.cpp'), '-o', str(built)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise BuildError(f'{shlex.join(command)} failed: {result.stderr.strip()[-500:]}')

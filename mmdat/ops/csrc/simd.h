@@ -49,6 +49,19 @@ inline Vec exp2(Vec x) {
     return (Vec)scaled;
 }
 
+// Logarithm to base 2 of positive, normal numbers, to 1e-7: of the mantissa m, brought into [0.7, 1.4], it is
+// 2 atanh(s) / ln(2) with s = (m - 1) / (m + 1), by the series of atanh.
+inline Vec log2(Vec x) {
+    const Ints exponent = ((Ints)x - 0x3F330000) >> 23;  // 0x3F330000 is just below 0.7
+    const Vec m = (Vec)((Ints)x - (exponent << 23));
+    const Vec s = (m - 1.f) / (m + 1.f), s2 = s * s;
+    Vec p = s2 * (1 / 9.f) + 1 / 7.f;
+    p = p * s2 + 1 / 5.f;
+    p = p * s2 + 1 / 3.f;
+    p = p * s2 + 1.f;
+    return __builtin_convertvector(exponent, Vec) + p * s * 2.885390082f;
+}
+
 template <int... lane>
 inline Vec shuffle(Vec a, Vec b) {
 #if defined(__clang__)
@@ -67,6 +80,12 @@ template <int half = kLanes / 2>
 inline float sum(Vec x) {
     if constexpr (half == 0) return x[0];
     else return sum<half / 2>(x + rotate<half>(x, std::make_integer_sequence<int, kLanes>()));
+}
+
+template <int half = kLanes / 2>
+inline float max(Vec x) {
+    if constexpr (half == 0) return x[0];
+    else return max<half / 2>(max(x, rotate<half>(x, std::make_integer_sequence<int, kLanes>())));
 }
 
 // The first halves of two vectors lane by lane (offset 0), or the second halves (offset kLanes / 2).

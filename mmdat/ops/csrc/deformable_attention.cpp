@@ -1,10 +1,11 @@
 // Deformable attention on CPUs, Equation (9) of the paper, in float32. See `Arguments` for shapes.
 //
 // Keys are broadcast, queries are the lanes of vectors: a piece of a vector holds neighbouring queries of one row of
-// the map, a vector is one piece, or two where that leaves fewer lanes empty, and a tile is up to kTile vectors. The forward pass walks over blocks of kBlock keys with an online softmax; the
-// backward pass computes the probabilities of a block again from the stored denominators. Logits never leave the
-// cache. In both, a thread takes a contiguous part of the work, ordered by head: it lays out the bias table once
-// for each of its heads. The parts depend on nothing but the sizes and the number of threads, so results do not either.
+// the map, a vector is one piece, or two where that leaves fewer lanes empty, and a tile is up to kTile vectors. The
+// forward pass walks over blocks of kBlock keys with an online softmax; the backward pass computes the weights of a
+// block again from the stored denominators. Logits never leave the cache. In both, a thread takes a contiguous part
+// of the work, ordered by head: it lays out the bias table once for each of its heads. The parts depend on the sizes
+// and the number of threads only, and so do the results.
 //
 // Logits are computed in base 2: queries' and tables' factors hold log2(e).
 
@@ -78,6 +79,9 @@ class Buffer {
     std::unique_ptr<float[], Delete> data_;
 };
 
+// Where a part begins of `count` things that are cut into equal parts.
+int64_t part_of(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
+
 // How queries fill vectors. Pieces are counted row by row: a row of the map has `per_row` of them, the last not full.
 template <int kPieces>
 struct Layout {
@@ -85,23 +89,21 @@ struct Layout {
     int height, width, per_row;
     explicit Layout(const Arguments& args)
         : height(args.height), width(args.width), per_row((args.width + kPiece - 1) / kPiece) {}
-    int count() const { return (height * per_row + kPieces - 1) / kPieces; }
-    int row(int piece) const { return std::min(piece / per_row, height - 1); }
-    int column(int piece) const { return piece % per_row * kPiece; }
-    // The query in a lane, or -1.
-    int query(int vector, int lane) const {
-        const int piece = vector * kPieces + lane / kPiece, x = column(piece) + lane % kPiece;
-        return piece < height * per_row && x < width ? piece / per_row * width + x : -1;
+    int vectors() const { return (height * per_row + kPieces - 1) / kPieces; }
+    int tiles() const { return (vectors() + kTile - 1) / kTile; }
+    int first_vector(int tile) const { return part_of(vectors(), tile, tiles()); }
+    int first_query(int tile) const {
+        const int piece = first_vector(tile) * kPieces;
+        return row(piece) * width + column(piece);
     }
+    int row(int piece) const { return piece / per_row; }
+    int column(int piece) const { return piece % per_row * kPiece; }
 };
 
-// Two pieces where they leave a tenth fewer lanes empty; they take more loads and stores.
-bool takes_two_pieces(const Arguments& args) {
-    return 11 * Layout<2>(args).count() <= 10 * Layout<1>(args).count();
+// How often two pieces need fewer vectors than one: 2 where all rows are short. They take more loads and stores.
+double gain_of_two_pieces(const Arguments& args) {
+    return static_cast<double>(Layout<1>(args).vectors()) / Layout<2>(args).vectors();
 }
-
-int num_tiles(int vectors) { return (vectors + kTile - 1) / kTile; }
-int first_of_part(int64_t count, int part, int parts) { return static_cast<int>(count * part / parts); }
 
 // Where the keys of all images and groups lie. Behind the last one of a group it is repeated, for a block.
 struct Keys {
@@ -154,7 +156,8 @@ struct Head {
     void enter(int head, int image) {
         if (head == m && image == b) return;
         if (head != m) {
-            lattice.spread(args.table + static_cast<int64_t>(head) * args.table_height * args.table_width, kLog2E, bias);
+            const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
+            lattice.spread(args.table + head * table_size, kLog2E, bias);
         }
         m = head;
         b = image;
@@ -290,10 +293,14 @@ struct Tile {
 
     Tile(const Head& head, const Layout<kPieces>& layout, int first_vector) : head(head) {
         for (int i = 0; i < kVectors * kPieces; ++i) {
-            rows[i] = layout.row(first_vector * kPieces + i);
-            columns[i] = layout.column(first_vector * kPieces + i);
+            const int row = layout.row(first_vector * kPieces + i), column = layout.column(first_vector * kPieces + i);
+            for (int lane = 0; lane < layout.kPiece; ++lane) {
+                const bool filled = row < layout.height && column + lane < layout.width;
+                queries[i * layout.kPiece + lane] = filled ? row * layout.width + column + lane : -1;
+            }
+            rows[i] = std::min(row, layout.height - 1);
+            columns[i] = column;
         }
-        for (int i = 0; i < kStride; ++i) queries[i] = layout.query(first_vector + i / kLanes, i % kLanes);
     }
 
     // Lanes without a query, and channels beyond d, become 0. `copy`, if there is one, gets (query, dims).
@@ -327,18 +334,10 @@ struct Tile {
         }
     }
 
-    // Asks for the rows behind this tile's: the next tile's.
-    void prefetch_next(const Rows& from) const {
-        const int begin = *std::max_element(queries, queries + kStride) + 1;
-        const int end = std::min(begin + kStride, head.args.height * head.args.width);
-        for (int query = begin; query < end; ++query) {
-            const char* row = reinterpret_cast<const char*>(from.row(head.b, head.m, query));
-            for (size_t byte = 0; byte < dims * sizeof(float); byte += 64) __builtin_prefetch(row + byte);
-        }
-    }
-
-    // sums[key][vector] += keys . queries, over the channels, for kKeys rows of keys.
-    void add_products(const float* keys, const float* tile, Vec (&sums)[kKeys][kVectors]) const {
+    // to[key][vector] += keys . queries, over the channels, for kKeys rows of keys.
+    void add_products(const float* keys, const float* tile, Vec (&to)[kKeys][kVectors]) const {
+        Vec sums[kKeys][kVectors];  // a copy, for the compiler to keep it in registers
+        std::memcpy(sums, to, sizeof(sums));
         for (int c = 0; c < dims; ++c) {
             Vec key[kKeys];
             for (int n = 0; n < kKeys; ++n) key[n] = broadcast(keys[n * dims + c]);
@@ -348,10 +347,11 @@ struct Tile {
                 for (int n = 0; n < kKeys; ++n) sums[n][i] += key[n] * query;
             }
         }
+        std::memcpy(to, sums, sizeof(sums));
     }
 
-    // tile[channel][vector] = tile[channel][vector] * scales[vector] + weights[key][vector] * keys[key][channel], summed
-    // over `count` keys. The keys are summed before they are added, which keeps more digits than one long sum.
+    // tile[channel][vector] = tile[channel][vector] * scales[vector] + weights[key][vector] * keys[key][channel],
+    // summed over `count` keys. Keys are summed before they are added: that keeps more digits than one long sum.
     void add_weighted(const float* keys, const float* weights, int count, const Vec* scales, float* tile) const {
         for (int c = 0; c < dims; c += kKeys) {
             Vec sums[kKeys][kVectors]{};
@@ -418,6 +418,34 @@ struct Tile {
     }
 };
 
+// Asks for the rows of the next tile before they are needed, and for a part of the next head's keys: they lie far
+// apart, where the processor does not expect them.
+template <int kPieces>
+void prefetch_next(const Head& head, const Layout<kPieces>& layout, int tile,
+                   std::initializer_list<const Rows*> of_queries) {
+    const Arguments& args = head.args;
+    auto prefetch = [&](const Rows& rows, int m, int b, int begin, int end) {
+        for (int n = begin; n < end; ++n) {
+            const char* row = reinterpret_cast<const char*>(rows.row(b, m, n));
+            for (size_t byte = 0; byte < args.dims * sizeof(float); byte += 64) __builtin_prefetch(row + byte);
+        }
+    };
+    const int next_m = head.b + 1 < args.batch ? head.m : head.m + 1, next_b = head.b + 1 < args.batch ? head.b + 1 : 0;
+    const int tiles = layout.tiles();
+    if (next_m < args.heads) {
+        for (const Rows* rows : {&args.k, &args.v}) {
+            prefetch(*rows, next_m, next_b, part_of(args.keys, tile, tiles), part_of(args.keys, tile + 1, tiles));
+        }
+    }
+    const bool same_head = tile + 1 < tiles;
+    if (!same_head && next_m == args.heads) return;
+    const int begin = layout.first_query(same_head ? tile + 1 : 0);
+    const int end = std::min(begin + kTile * kLanes, layout.width * layout.height);
+    for (const Rows* rows : of_queries) {
+        prefetch(*rows, same_head ? head.m : next_m, same_head ? head.b : next_b, begin, end);
+    }
+}
+
 struct ForwardScratch {
     Buffer q, out, weights;
     explicit ForwardScratch(const Head& head)
@@ -430,7 +458,6 @@ void forward_tile(const Head& head, const Layout<kPieces>& layout, int first_vec
     const Tile<kVectors, kDims, kPieces> tile(head, layout, first_vector);
     constexpr int kStride = tile.kStride;
     tile.load_transposed(args.q, scratch.q);
-    tile.prefetch_next(args.q);
     std::fill_n(static_cast<float*>(scratch.out), tile.dims * kStride, 0.f);
     Vec highest[kVectors], total[kVectors];
     for (int i = 0; i < kVectors; ++i) {
@@ -472,12 +499,13 @@ void forward_tile(const Head& head, const Layout<kPieces>& layout, int first_vec
     }
 
     float* lse = args.lse + (static_cast<int64_t>(head.b) * args.heads + head.m) * args.height * args.width;
-    for (int i = 0; i < kStride; ++i) {
-        if (tile.queries[i] < 0) continue;
-        const int vector = i / kLanes, lane = i % kLanes;
-        lse[tile.queries[i]] = kLn2 * (highest[vector][lane] + std::log2(total[vector][lane]));
+    for (int i = 0; i < kVectors; ++i) {
+        const Vec log_total = kLn2 * (highest[i] + simd::log2(total[i]));
+        for (int lane = 0; lane < kLanes; ++lane) {
+            if (const int query = tile.queries[i * kLanes + lane]; query >= 0) lse[query] = log_total[lane];
+        }
+        total[i] = 1.f / total[i];
     }
-    for (int i = 0; i < kVectors; ++i) total[i] = 1.f / total[i];
     tile.store_transposed(scratch.out, total, args.out);
 }
 
@@ -518,7 +546,6 @@ void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_ve
     tile.load_transposed(args.q, scratch.q, scratch.q_rows);
     tile.load_transposed(args.grad_out, scratch.grad_out, scratch.grad_out_rows);
     tile.load_transposed(args.out, scratch.grad_q);
-    for (const Rows* rows : {&args.q, &args.grad_out, &args.out}) tile.prefetch_next(*rows);
 
     Vec ones[kVectors], log_total[kVectors], delta[kVectors]{};  // delta: out . grad_out
     for (int c = 0; c < dims; ++c) {
@@ -547,7 +574,9 @@ void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_ve
             tile.add_products(k + n * dims, scratch.q, sums);
             for (int key = 0; key < kKeys; ++key) {
                 for (int i = 0; i < kVectors; ++i) {
-                    const Vec weight = n + key < count ? simd::exp2(sums[key][i] - log_total[i]) : Vec{};
+                    // where logits are huge, rounding may lift them far above the logarithm of their sum
+                    const Vec exponent = sums[key][i] - log_total[i];
+                    const Vec weight = n + key < count ? simd::exp2(exponent > 0.f ? Vec{} : exponent) : Vec{};
                     store(scratch.weights + (n + key) * kStride + i * kLanes, weight);
                     sums[key][i] = -delta[i];
                 }
@@ -609,9 +638,9 @@ void store_keys(const Head& head, int split, const BackwardScratch& scratch) {
     }
 }
 
-// Calls function<number of vectors, channels, pieces> for the tile that starts at a vector and ends before `last`.
-#define MMDAT_CALL_TILE(function, head, layout, first, last, scratch)                                     \
-    switch ((last) - (first)) {                                                                           \
+// Calls function<number of vectors, channels, pieces> for a tile.
+#define MMDAT_CALL_TILE(function, head, layout, tile, scratch)                                            \
+    switch (const int first = layout.first_vector(tile); layout.first_vector(tile + 1) - first) {         \
         case 1: function<1, kDims, kPieces>(head, layout, first, scratch); break;                         \
         case 2: function<2, kDims, kPieces>(head, layout, first, scratch); break;                         \
         case 3: function<3, kDims, kPieces>(head, layout, first, scratch); break;                         \
@@ -630,19 +659,19 @@ void forward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const Keys keys(args, lattice);
     const Layout<kPieces> layout(args);
-    const int tiles = num_tiles(layout.count());
+    const int tiles = layout.tiles();
     const int64_t work = static_cast<int64_t>(args.heads) * args.batch * tiles;
 #pragma omp parallel num_threads(args.threads)
     {
         Head head(args, lattice, keys);
         ForwardScratch scratch(head);
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        for (int64_t i = work * thread / threads; i < work * (thread + 1) / threads; ++i) {
+        const int64_t end = part_of(work, thread + 1, threads);
+        for (int64_t i = part_of(work, thread, threads); i < end; ++i) {
             const int tile = i % tiles;
             head.enter(i / tiles / args.batch, i / tiles % args.batch);
-            const int first = first_of_part(layout.count(), tile, tiles);
-            const int last = first_of_part(layout.count(), tile + 1, tiles);
-            MMDAT_CALL_TILE(forward_tile, head, layout, first, last, scratch);
+            prefetch_next(head, layout, tile, {&args.q});
+            MMDAT_CALL_TILE(forward_tile, head, layout, tile, scratch);
         }
     }
 }
@@ -652,7 +681,6 @@ void backward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const Keys keys(args, lattice);
     const Layout<kPieces> layout(args);
-    const int tiles = num_tiles(layout.count());
     const int64_t work = static_cast<int64_t>(args.heads) * args.batch * args.splits;
     const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
 #pragma omp parallel num_threads(args.threads)
@@ -664,7 +692,8 @@ void backward(const Arguments& args) {
             float* grad_table = args.grad_table + (static_cast<int64_t>(thread) * args.heads + head.m) * table_size;
             if (head.m >= 0) lattice.collect(scratch.grad_bias, grad_table);
         };
-        for (int64_t i = work * thread / threads; i < work * (thread + 1) / threads; ++i) {
+        const int64_t end = part_of(work, thread + 1, threads);
+        for (int64_t i = part_of(work, thread, threads); i < end; ++i) {
             const int m = i / args.splits / args.batch, b = i / args.splits % args.batch, split = i % args.splits;
             if (m != head.m) {
                 finish_head();
@@ -672,11 +701,10 @@ void backward(const Arguments& args) {
             }
             head.enter(m, b);
             scratch.clear_keys(head);
-            const int last_tile = first_of_part(tiles, split + 1, args.splits);
-            for (int tile = first_of_part(tiles, split, args.splits); tile < last_tile; ++tile) {
-                const int first = first_of_part(layout.count(), tile, tiles);
-                const int last = first_of_part(layout.count(), tile + 1, tiles);
-                MMDAT_CALL_TILE(backward_tile, head, layout, first, last, scratch);
+            const int last_tile = part_of(layout.tiles(), split + 1, args.splits);
+            for (int tile = part_of(layout.tiles(), split, args.splits); tile < last_tile; ++tile) {
+                prefetch_next(head, layout, tile, {&args.q, &args.out, &args.grad_out});
+                MMDAT_CALL_TILE(backward_tile, head, layout, tile, scratch);
             }
             store_keys(head, split, scratch);
         }
@@ -692,13 +720,13 @@ int mmdat_lanes() { return kLanes; }
 
 void mmdat_deformable_attention(const Arguments* args) {
     if (args->dims != 32) forward<0, 1>(*args);
-    else if (takes_two_pieces(*args)) forward<32, 2>(*args);
+    else if (gain_of_two_pieces(*args) > 1.1) forward<32, 2>(*args);
     else forward<32, 1>(*args);
 }
 
 void mmdat_deformable_attention_backward(const Arguments* args) {
     if (args->dims != 32) backward<0, 1>(*args);
-    else if (takes_two_pieces(*args)) backward<32, 2>(*args);
+    else if (gain_of_two_pieces(*args) > 1.3) backward<32, 2>(*args);
     else backward<32, 1>(*args);
 }
 }
