@@ -15,7 +15,7 @@ BACKENDS = ('reference', 'portable', 'cpu')
 # which computes head by head, by those of a head. On GPUs, where nobody has measured it, the portable backend
 # takes over where each copy of the logits would need 1 GiB.
 MIN_LOGITS_CPU = 2**15
-MIN_LOGITS_OF_A_HEAD = 2**19
+MIN_LOGITS_OF_A_HEAD = 700_000
 MIN_LOGITS_ELSEWHERE = 2**28
 
 
