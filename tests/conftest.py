@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmdat.ops.deformable_attention import cpu
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / 'shared' / 'data'
 
@@ -18,3 +20,13 @@ def coco_root() -> Path:
     if not (DATA / 'coco').is_dir():
         pytest.skip(f'needs the sample of COCO in {DATA / "coco"}')
     return DATA / 'coco'
+
+
+@pytest.fixture(params=['reference', 'portable', 'cpu'])
+def backend(request) -> str:
+    """Name of each backend of deformable attention that this machine has."""
+    if request.param == 'cpu':
+        library, obstacle = cpu.load()
+        if library is None:
+            pytest.skip(obstacle)
+    return request.param

@@ -10,17 +10,17 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
+from narrow import ARCH, WIDTHS
 
 from mmdat.backbones import DAT
 
 BACKBONE = dict(
     type='mmdat.DAT',
-    arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4)),
+    arch=ARCH,
     window_size=4,
     img_size=64,
     drop_path_rate=0.0,
 )
-CHANNELS = [16, 32, 64, 128]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_detector(mask_rcnn_config):
 
     cfg = mask_rcnn_config
     cfg.model.backbone = BACKBONE
-    cfg.model.neck.in_channels = CHANNELS
+    cfg.model.neck.in_channels = WIDTHS
     model = build('mmdet', cfg.model)
     assert type(model.backbone) is DAT
     masks = torch.zeros(1, 96, 128, dtype=torch.uint8)
@@ -91,7 +91,7 @@ def test_segmentor():
             backbone=BACKBONE,
             decode_head=dict(
                 type='UPerHead',
-                in_channels=CHANNELS,
+                in_channels=WIDTHS,
                 in_index=[0, 1, 2, 3],
                 channels=16,
                 num_classes=5,

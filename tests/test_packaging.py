@@ -58,6 +58,9 @@ def test_wheel_carries_configs_and_tools(source, wheel):
     names = [name for name in tracked_and_new_files() if name.startswith(('configs/', 'tools/'))]
     assert sorted(carried) == sorted([*names, 'model-index.yml'])
     assert not [name for name in packed if name.startswith(('tests/', 'configs/', 'tools/'))]
+    kernels = [name for name in tracked_and_new_files() if name.startswith('mmdat/ops/csrc/')]
+    assert kernels
+    assert set(kernels) <= set(packed)
 
 
 def test_build_leaves_the_checkout_clean(source, wheel):

@@ -18,7 +18,7 @@ class DropPath(nn.Module):
             return x
         keep_prob = 1 - self.drop_prob
         keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)
-        return x * keep / keep_prob
+        return x * (keep / keep_prob)
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'

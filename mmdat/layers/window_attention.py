@@ -1,10 +1,16 @@
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention
+from ..ops.chunks import chunk_rows, computes_in_chunks
+from ..ops.window_attention import (
+    ChunkedWindowAttention,
+    shift_masks,
+    window_kinds,
+    window_partition,
+    window_reverse,
+)
 
 
 class WindowAttention(nn.Module):
@@ -31,20 +37,29 @@ class WindowAttention(nn.Module):
         self.register_buffer(
             'relative_position_index', relative_position_index(window_size), persistent=False
         )
+        masks = shift_masks(window_size, self.shift) if shifted else None
+        self.register_buffer('shift_masks', masks, persistent=False)
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
+        bias = self.relative_position_bias()
+        if computes_in_chunks(x, self.qkv, self.proj):
+            weights = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
+            rows = chunk_rows(self.qkv, self.proj)
+            return ChunkedWindowAttention.apply(x, *weights, bias, self.shift_masks, self.shift, rows)
+        return self._attend(x, bias)
+
+    def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         size, shift = self.window_size, self.shift
         x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
         _, padded_height, padded_width, _ = x.shape
-        bias = self.relative_position_bias()
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-            mask = shifted_window_mask(padded_height, padded_width, size, shift, bias)
-            bias = bias + mask.unsqueeze(1)
+            kinds = window_kinds(padded_height // size, padded_width // size, x.device)
+            bias = bias + self.shift_masks[kinds].unsqueeze(1)
         x = window_partition(x, size)  # (B, windows, N, C)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
         x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
@@ -64,36 +79,3 @@ def relative_position_index(window_size: int) -> Tensor:
     positions = torch.stack(torch.meshgrid(axis, axis, indexing='ij'), dim=-1).flatten(0, 1)
     y, x = (positions[:, None] - positions[None] + window_size - 1).unbind(-1)
     return y * (2 * window_size - 1) + x
-
-
-def shifted_window_mask(height: int, width: int, window_size: int, shift: int, like: Tensor) -> Tensor:
-    """Keeps apart what the roll brought together from opposite borders: Swin's nine regions.
-
-    Returns:
-        `(windows, N, N)` with 0 inside a region and -100 (the released value) across.
-    """
-
-    def region(size: int) -> Tensor:
-        position = torch.arange(size, device=like.device)
-        return (position >= size - window_size).long() + (position >= size - shift).long()
-
-    regions = 3 * region(height)[:, None] + region(width)
-    regions = window_partition(regions[None, :, :, None], window_size).flatten(0, 1).squeeze(-1)
-    apart = regions[:, :, None] != regions[:, None, :]
-    return apart.to(like.dtype) * -100.0
-
-
-def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """Cuts `(B, H, W, C)` into windows, `(B, windows, window_size ** 2, C)`."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // window_size, width // window_size
-    x = x.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
-    return x.reshape(batch, rows * columns, window_size**2, channels)
-
-
-def window_reverse(windows: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `window_partition`: back to `(B, H, W, C)`."""
-    batch, _, area, channels = windows.shape
-    size = math.isqrt(area)
-    x = windows.view(batch, height // size, width // size, size, size, channels).transpose(2, 3)
-    return x.reshape(batch, height, width, channels)

@@ -1,8 +1,9 @@
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Softmax attention with an additive bias, Equation (2) of the paper.
 
     Logits are biased and normalised in float32 at least, also under autocast.
@@ -12,6 +13,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
         k: Keys `(..., N_k, d)`.
         v: Values `(..., N_k, d)`.
         bias: Added to the scaled logits, broadcastable to `(..., N_q, N_k)`.
+        dropout: Probability in [0, 1) that an attention weight is dropped. The others are scaled by
+            `1 / (1 - dropout)`.
 
     Returns:
         `(..., N_q, d)` in the dtype of `v`.
@@ -20,4 +23,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         logits = logits + bias
-    return logits.softmax(dim=-1).to(v.dtype) @ v
+    weights = F.dropout(logits.softmax(dim=-1).to(v.dtype), dropout)
+    return weights @ v

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,29 +23,41 @@ class Timing:
 
 
 def interleaved_timings(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+    contenders: Mapping[str, Callable[[], object]], repeats: int, turn: float = 0.05
 ) -> dict[str, Timing]:
     """Times functions in turns, so that a busy or hot machine hits all alike.
 
+    Each function is called twice before, to warm up.
+
     Args:
         contenders: Functions by name.
-        repeats: Timed calls of each, at least 2.
-        warm_up: Calls of each before.
+        repeats: Turns of each, at least 2.
+        turn: Seconds that a turn shall take at least: short functions are called several times in it, so that
+            what the others leave in the caches is not measured.
     """
+    calls = {}
+    for name, function in contenders.items():
+        function()
+        calls[name] = max(1, int(turn / _seconds(function)))
     seconds = {name: [] for name in contenders}
-    for turn in range(warm_up + repeats):
+    for _ in range(repeats):
         for name, function in contenders.items():
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_seconds(function, calls[name]))
     timings = {}
     for name, values in seconds.items():
         low, median, high = statistics.quantiles(values, n=4, method='inclusive')
         timings[name] = Timing(median, (high - low) / 2)
     return timings
+
+
+def _seconds(function: Callable[[], object], calls: int = 1) -> float:
+    """Mean of some calls."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
 
 
 def peak_memory(function: Callable[[], object]) -> int:
@@ -64,6 +77,17 @@ def peak_memory(function: Callable[[], object]) -> int:
     before = _resident('VmRSS')
     function()
     return _resident('VmHWM') - before
+
+
+def device_name() -> str:
+    """Model of the GPU, or else of the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path('/proc/cpuinfo')
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith('model name'):
+            return line.split(':')[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _resident(field: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-NETWORKS = ('dat', 'swin')
+NETWORKS = {'dat': 'DAT', 'swin': 'Swin'}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def to_markdown(curves: Mapping[tuple[str, str], list[Curve]]) -> str:
         ends = [curve[-1][1] for curve in seeds]
         each = ', '.join(f'{end:.1f}' for end in ends)
         spread = f'{min(ends):.1f} to {max(ends):.1f}'
-        lines.append(f'| {task}, {TASKS[task].label} | {network} | {each} | {mean(ends):.1f} | {spread} |')
+        lines.append(
+            f'| {task}, {TASKS[task].label} | {NETWORKS[network]} | {each} | {mean(ends):.1f} | {spread} |'
+        )
     return '\n'.join(lines)
 
 
@@ -99,7 +101,7 @@ def draw(curves: Mapping[tuple[str, str], list[Curve]], path: Path) -> None:
         values = [[value for _, value in curve] for curve in seeds]
         at_steps = list(zip(*values, strict=True))
         panel = panels[task]
-        panel.plot(steps, [mean(v) for v in at_steps], label=f'narrow {network.upper()}')
+        panel.plot(steps, [mean(v) for v in at_steps], label=f'narrow {NETWORKS[network]}')
         panel.fill_between(steps, [min(v) for v in at_steps], [max(v) for v in at_steps], alpha=0.2)
         panel.set(title=task, xlabel=TASKS[task].time, ylabel=f'{TASKS[task].label}, percent', ylim=(0, None))
     for panel in panels.values():

@@ -3,14 +3,14 @@ import re
 import pytest
 import torch
 from goldens import build_golden_model, fill_rule, read_golden, requires_goldens
+from narrow import ARCH
 from torch import nn
 
 from mmdat.backbones import DAT
 from mmdat.layers import DropPath
 
-NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
 CVPR = dict(key_strides=(1, 1, 2, 1))
-PLUS = dict(arch=NARROW | dict(generation='plus'))
+PLUS = dict(arch=ARCH | dict(generation='plus'))
 GOLDENS = [
     'cvpr_allD_128',
     'cvpr_allD_r1_128',
@@ -49,7 +49,7 @@ GOLDENS = [
 
 def narrow_dat(**settings) -> DAT:
     torch.manual_seed(0)
-    return DAT(**dict(arch=NARROW, img_size=64, window_size=4, drop_path_rate=0.0) | settings)
+    return DAT(**dict(arch=ARCH, img_size=64, window_size=4, drop_path_rate=0.0) | settings)
 
 
 def golden_outputs(case: dict, backbone: DAT, head: nn.Linear | None, dtype: torch.dtype) -> dict:
@@ -97,6 +97,18 @@ def test_equals_the_authors_code(name):
     for key, value in expected.items():
         deviation = (outputs[key].double() - value).abs().max() / value.std()
         assert deviation < 1e-4, f'{name} {key}: {deviation} standard deviations'
+
+
+@requires_goldens
+@pytest.mark.parametrize('name', ['cvpr_base_224', 'cvpr_r3_2_128', 'det_base_200x333', 'pp_stretch_160x192'])
+def test_each_backend_equals_the_authors_code(name, backend, monkeypatch):
+    monkeypatch.setenv('MMDAT_BACKEND', backend)
+    dtype, tolerance = (torch.float32, 1e-5) if backend == 'cpu' else (torch.float64, 1e-9)
+    case, golden = read_golden(name)
+    outputs = golden_outputs(case, *build_golden_model(case), dtype)
+    for key in golden.keys() & outputs.keys():
+        deviation = (outputs[key] - golden[key]).abs().max() / golden[key].std()
+        assert deviation < tolerance, f'{name} {key}: {deviation} standard deviations'
 
 
 # Parameters in millions to the digits of the reference, of DAT-T with these settings.
@@ -319,7 +331,7 @@ def test_layer_wise_learning_rate_decay():
 
 
 def test_stochastic_depth_rises_over_the_blocks():
-    model = DAT(NARROW, drop_path_rate=0.7)
+    model = DAT(ARCH, drop_path_rate=0.7)
     rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
     torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.7, 8))
 
@@ -338,14 +350,14 @@ def test_sampling_locations():
     ('settings', 'message'),
     [
         (dict(arch='huge'), "unknown arch 'huge'"),
-        (dict(arch=NARROW | dict(dims=3)), "unknown key of arch 'dims'"),
+        (dict(arch=ARCH | dict(dims=3)), "unknown key of arch 'dims'"),
         (dict(arch=dict(embed_dims=16)), 'arch lacks'),
-        (dict(arch=NARROW | dict(depths=(2, 2))), 'depths needs one entry'),
-        (dict(arch=NARROW | dict(num_heads=(3, 2, 4, 8))), 'channels=16, num_heads=3'),
-        (dict(arch=NARROW | dict(offset_groups=(1, 1, 3, 4))), 'num_heads=4, offset_groups=3'),
+        (dict(arch=ARCH | dict(depths=(2, 2))), 'depths needs one entry'),
+        (dict(arch=ARCH | dict(num_heads=(3, 2, 4, 8))), 'channels=16, num_heads=3'),
+        (dict(arch=ARCH | dict(offset_groups=(1, 1, 3, 4))), 'num_heads=4, offset_groups=3'),
         (dict(windw_size=7), "did you mean 'window_size'"),
         (dict(key_stride=(1, 1, 2, 1)), "did you mean 'key_strides'"),
-        (dict(arch=NARROW | dict(generation='cvpr22')), "unknown generation 'cvpr22', did you mean 'cvpr'"),
+        (dict(arch=ARCH | dict(generation='cvpr22')), "unknown generation 'cvpr22', did you mean 'cvpr'"),
         (dict(window_size=0), 'window_size=0'),
         (dict(neighborhood_size=6), 'neighborhood_size=6'),
         (dict(num_points=(1, 1, 0, 1)), 'num_points must be positive'),

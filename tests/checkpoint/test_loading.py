@@ -1,13 +1,13 @@
 import pytest
 import torch
 from goldens import case_settings, official_weights, read_golden, requires_goldens
+from narrow import ARCH
 from published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
 from mmdat.backbones import DAT
 from mmdat.checkpoint import CheckpointError, from_official, load_pretrained
 
-NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
 CLASSIFIERS = {
     'cvpr_base_128w4': 'dat_tiny_in1k_224.pth',
     'pp_base_128': 'dat_pp_tiny_in1k_224.pth',
@@ -17,7 +17,7 @@ CLASSIFIERS = {
 
 def narrow_dat(**settings) -> DAT:
     torch.manual_seed(0)
-    return DAT(**dict(arch=NARROW, img_size=64, window_size=4) | settings)
+    return DAT(**dict(arch=ARCH, img_size=64, window_size=4) | settings)
 
 
 def assert_loaded(backbone: DAT, official: dict, but: tuple[str, ...] = ()):

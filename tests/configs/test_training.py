@@ -1,41 +1,36 @@
 """One training step and one evaluation of a config from each folder, at small size on real data."""
 
 import socket
+from math import isqrt
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DATA, ROOT
 from mmengine.hooks import Hook
+from narrow import narrow
 from torch import nn
 
 from mmdat.engine import build_runner, enable_tta, load_config, preflight
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f'needs the images in {DATA}')
 
-NARROW = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
-WIDTHS = [16, 32, 64, 128]
-BACKBONE = dict(arch=NARROW, drop_path_rate=0.0, init_cfg=None)
-# A score of zero leaves something to evaluate.
-TWO_STAGE = dict(neck=dict(in_channels=WIDTHS), test_cfg=dict(rcnn=dict(score_thr=0.0)))
-CLASSIFIER = dict(head=dict(in_channels=WIDTHS[3]))
-UPERNET = dict(decode_head=dict(in_channels=WIDTHS, channels=32), auxiliary_head=dict(in_channels=WIDTHS[2]))
 COCO, ADE, IMAGENET, CAMVID, FLOWERS = (
     str(DATA / name)
     for name in ('coco/', 'ade/ADEChallengeData2016', 'imagenet_1k_sample', 'camvid', 'flowers5')
 )
-# Data, and what else changes in the model with its width.
 CASES = {
-    'retinanet/dat_t_1x_coco': (COCO, dict(neck=dict(in_channels=WIDTHS[1:]), test_cfg=dict(score_thr=0.0))),
-    'mask_rcnn/dat_t_3x_coco': (COCO, TWO_STAGE),
-    'cascade_mask_rcnn/dat_t_1x_coco': (COCO, TWO_STAGE),
-    'semantic_fpn/dat_t_40k_ade20k': (ADE, dict(neck=dict(in_channels=WIDTHS))),
-    'upernet/dat_t_160k_ade20k': (ADE, UPERNET),
-    'imagenet/dat_t_300e_in1k': (IMAGENET, CLASSIFIER),
-    'imagenet/dat_b_384_30e_in1k': (IMAGENET, CLASSIFIER),
-    'ablation/table6_sra': (IMAGENET, CLASSIFIER),
-    'ablation/table8_deformable_detr_16_16': (IMAGENET, CLASSIFIER),
-    'learning/flowers5_dat': (FLOWERS, CLASSIFIER),
-    'learning/camvid_dat': (CAMVID, UPERNET),
+    'retinanet/dat_t_1x_coco': COCO,
+    'mask_rcnn/dat_t_3x_coco': COCO,
+    'cascade_mask_rcnn/dat_t_1x_coco': COCO,
+    'semantic_fpn/dat_t_40k_ade20k': ADE,
+    'upernet/dat_t_160k_ade20k': ADE,
+    'imagenet/dat_t_300e_in1k': IMAGENET,
+    'imagenet/dat_b_384_30e_in1k': IMAGENET,
+    'ablation/table6_sra': IMAGENET,
+    'ablation/table8_deformable_detr_16_16': IMAGENET,
+    'learning/flowers5_dat': FLOWERS,
+    'learning/camvid_dat': CAMVID,
 }
 
 
@@ -59,10 +54,12 @@ class Record(Hook):
 
 def small_config(name, work_dir):
     """The config with a narrow backbone, small images and two of them to train and to evaluate on."""
-    data_root, changes = CASES[name]
+    data_root = CASES[name]
     cfg = load_config(str(ROOT / 'configs' / f'{name}.py'), dict(data_root=data_root), str(work_dir))
-    cfg.model.backbone.update(BACKBONE)
-    cfg.merge_from_dict(dict(model=changes))
+    narrow(cfg.model)
+    if data_root == COCO:  # a score of zero leaves something to evaluate
+        test_cfg = cfg.model.test_cfg
+        test_cfg.get('rcnn', test_cfg).score_thr = 0.0
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
         dataset = cfg[f'{split}_dataloader'].dataset
@@ -109,6 +106,32 @@ def test_trains_and_evaluates(name, tmp_path):
             assert gradient.any(), f'the gradient of {key} is zero'
     assert record.metrics
     assert all(torch.tensor(float(value)).isfinite() for value in record.metrics.values())
+
+
+def test_fine_tuning_at_384_starts_from_the_whole_classifier_at_224(tmp_path):
+    pretrained = build_runner(small_config('imagenet/dat_t_300e_in1k', tmp_path))
+    for parameter in pretrained.model.parameters():
+        nn.init.normal_(parameter)
+    pretrained.save_checkpoint(str(tmp_path), 'dat_224.pth', save_optimizer=False, save_param_scheduler=False)
+    cfg = small_config('imagenet/dat_b_384_30e_in1k', tmp_path)
+    cfg.load_from = str(tmp_path / 'dat_224.pth')
+    runner = build_runner(cfg)
+    runner.load_or_resume()
+
+    start = runner.model.state_dict()
+    sizes = set()
+    for key, weight in pretrained.model.state_dict().items():
+        if key.endswith('position_bias_table'):
+            windows = weight.ndim == 2  # (side ** 2, M)
+            maps, ours = (
+                t.T.unflatten(1, [isqrt(len(t))] * 2) if windows else t for t in (weight, start[key])
+            )
+            sizes.add((maps.shape[-1], ours.shape[-1]))
+            expected = F.interpolate(maps[None], ours.shape[-2:], mode='bicubic', align_corners=False)[0]
+            torch.testing.assert_close(ours, expected)
+        else:
+            assert start[key].equal(weight), key
+    assert sizes == {(13, 23), (27, 47)}
 
 
 @pytest.mark.parametrize('name', ['semantic_fpn/dat_t_40k_ade20k', 'upernet/dat_t_160k_ade20k'])

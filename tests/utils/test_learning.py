@@ -32,8 +32,8 @@ def test_curves_are_those_of_the_latest_runs(work_dirs):
 def test_table_and_picture(work_dirs, tmp_path):
     curves = learning.read_curves(work_dirs)
     table = learning.to_markdown(curves)
-    assert '| flowers5, top-1 accuracy | dat | 50.0, 60.0 | 55.0 | 50.0 to 60.0 |' in table
-    assert '| camvid, mIoU | swin | 51.0, 61.0 | 56.0 | 51.0 to 61.0 |' in table
+    assert '| flowers5, top-1 accuracy | DAT | 50.0, 60.0 | 55.0 | 50.0 to 60.0 |' in table
+    assert '| camvid, mIoU | Swin | 51.0, 61.0 | 56.0 | 51.0 to 61.0 |' in table
     learning.draw(curves, tmp_path / 'curves.png')
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 

@@ -1,11 +1,12 @@
 from .coordinates import Coordinates, offset_unit, query_points, reference_points
-from .functional import deformable_attention
+from .functional import deformable_attention, explain
 from .reference import deformable_attention_reference, relative_position_bias, sample_features
 
 __all__ = [
     'Coordinates',
     'deformable_attention',
     'deformable_attention_reference',
+    'explain',
     'offset_unit',
     'query_points',
     'reference_points',

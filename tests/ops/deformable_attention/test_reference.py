@@ -91,6 +91,17 @@ def test_huge_logits_stay_finite():
     assert out.isfinite().all()
 
 
+def test_dropout_scales_what_it_keeps():
+    q, k, _, table, locations = random_inputs((16, 16), 50, head_dims=50)
+    v = torch.eye(50, dtype=q.dtype).expand(2, 4, 50, 50)  # the output is the weights
+    weights = deformable_attention(q, k, v, table, locations, (16, 16))
+    torch.manual_seed(0)
+    dropped = deformable_attention(q, k, v, table, locations, (16, 16), dropout=0.25)
+    kept = dropped != 0
+    assert abs(kept.double().mean() - 0.75) < 0.01
+    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [

@@ -1,0 +1,194 @@
+"""Deformable attention in plain PyTorch, in bounded memory, on any device.
+
+Bilinear interpolation is separable. Let `t` be the coordinate of a displacement in the bias table, in
+knots. Knot `i` has the weight `max(0, 1 - |t - i|)`, a tent. Queries are a regular grid, so `t` depends on
+the query's row along one axis and on its column along the other. The bias between one key and all queries
+then is a product of small matrices, as are its gradients, and nothing is gathered or scattered by query:
+
+    bias (H, W) = tents_y (H, T_h) . table (T_h, T_w) . tents_x (T_w, W)
+
+Keys are outer and queries inner in all tensors, which keeps these products contiguous. Keys are taken in
+blocks, each with all queries. In the forward pass a running softmax joins the blocks; the backward pass
+computes the weights of a block again, from the softmax's denominator. Memory beyond inputs and outputs is
+that of a block, and two numbers for each query and head.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .coordinates import Coordinates, query_points
+
+BLOCK_SIZE = 2**20  # numbers in the largest tensor of a block of keys
+MIN_KEYS = 64  # in a block even so, because each block passes over all queries
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    sampling_locations: Tensor,
+    query_size: tuple[int, int],
+    coordinates: Coordinates,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Fills `out` and `lse`, see `library.py`."""
+    out.zero_()
+    largest = torch.full_like(lse, -math.inf)
+    total = torch.zeros_like(lse)
+    for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
+        tents_y, tents_x = block.tents()
+        for head in block.heads:
+            queries = block.image, head
+            keys = block.image, head, block.keys
+            logits, _ = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
+            new_largest = torch.maximum(largest[queries], logits.amax(0))
+            weights = logits.sub_(new_largest).exp_()
+            shrinkage = (largest[queries] - new_largest).exp_()
+            largest[queries] = new_largest
+            total[queries].mul_(shrinkage).add_(weights.sum(0))
+            out[queries].mul_(shrinkage[:, None]).addmm_(weights.T, v[keys])
+    out.div_(total[..., None])
+    torch.add(largest, total.log_(), out=lse)
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    sampling_locations: Tensor,
+    query_size: tuple[int, int],
+    coordinates: Coordinates,
+    out: Tensor,
+    lse: Tensor,
+    grads: tuple[Tensor, ...],
+) -> None:
+    """Fills `grads`, see `library.py`."""
+    grad_q, grad_k, grad_v, grad_table, grad_locations = grads
+    grad_q.zero_()
+    grad_table.zero_()
+    scale = q.shape[-1] ** -0.5
+    for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
+        tents_y, tents_x = block.tents()
+        grad_tents_y, grad_tents_x = torch.zeros_like(tents_y), torch.zeros_like(tents_x)
+        for head in block.heads:
+            queries = block.image, head
+            keys = block.image, head, block.keys
+            logits, rows = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
+            # where logits are huge, rounding may lift them far above the logarithm of their sum
+            weights = logits.sub_(lse[queries]).clamp_(max=0).exp_()
+            grad_v[keys] = weights @ grad_out[queries]
+            grad_weights = v[keys] @ grad_out[queries].T
+            mean_grad_weights = (grad_out[queries] * out[queries]).sum(-1)
+            grad_logits = grad_weights.sub_(mean_grad_weights).mul_(weights)
+            grad_q[queries].addmm_(grad_logits.T, k[keys], alpha=scale)
+            grad_k[keys] = (grad_logits @ q[queries]).mul_(scale)
+
+            grad_bias = grad_logits.unflatten(1, query_size)  # (n, H, W)
+            grad_tents_x.baddbmm_(rows.mT, grad_bias)
+            grad_rows = torch.bmm(grad_bias, tents_x.mT).flatten(0, 1)
+            grad_tents_y.flatten(0, 1).addmm_(grad_rows, bias_table[head].T)
+            grad_table[head].addmm_(tents_y.flatten(0, 1).T, grad_rows)
+        grads_yx = block.y.grad_locations(grad_tents_y), block.x.grad_locations(grad_tents_x.mT)
+        torch.stack(grads_yx, -1, out=grad_locations[block.image, block.group, block.keys])
+
+
+class _Axis(NamedTuple):
+    """Interpolation along one axis, between `n` keys and the `L` rows or columns of queries.
+
+    Attributes:
+        knots: The two knots around each displacement, clamped to the table: `(n, L, 2)`.
+        inside: Which of them are on the table, alike.
+        tents: Weights of all `T` knots, `(n, L, T)`.
+    """
+
+    knots: Tensor
+    inside: Tensor
+    tents: Tensor
+
+    @classmethod
+    def of(cls, queries: Tensor, keys: Tensor, table_size: int, dtype: torch.dtype) -> '_Axis':
+        """From the normalised coordinates of queries `(L,)` and keys `(n,)`."""
+        displacements = (queries - keys[:, None]) / 2
+        coordinates = (displacements[..., None] + 1) * ((table_size - 1) / 2)
+        knots = coordinates.floor() + torch.arange(2, device=keys.device)
+        inside = (knots >= 0) & (knots < table_size)
+        weights = (1 - (coordinates - knots).abs()) * inside
+        knots = knots.long().clamp(0, table_size - 1)
+        tents = torch.zeros(*knots.shape[:2], table_size, dtype=dtype, device=keys.device)
+        return cls(knots, inside, tents.scatter_add_(-1, knots, weights.to(dtype)))
+
+    def grad_locations(self, grad_tents: Tensor) -> Tensor:
+        """Gradient of the keys' coordinates, `(n,)`.
+
+        A displacement on a knot is at the start of a cell, as in `F.grid_sample`.
+        """
+        lower, upper = (grad_tents.gather(-1, self.knots) * self.inside).sum(1).unbind(-1)
+        return (lower - upper) * ((self.tents.shape[-1] - 1) / 4)
+
+
+class _KeyBlock(NamedTuple):
+    """Some keys of a group, with what they share in all its heads."""
+
+    image: int
+    group: int
+    heads: range
+    keys: slice
+    y: _Axis
+    x: _Axis
+
+    def tents(self) -> tuple[Tensor, Tensor]:
+        """`(n, H, T_h)` and `(n, T_w, W)`, the layouts in which their products are fastest."""
+        return self.y.tents, self.x.tents.mT.contiguous()
+
+
+def _key_blocks(
+    sampling_locations: Tensor, bias_table: Tensor, query_size: tuple[int, int], coordinates: Coordinates
+) -> Iterator[_KeyBlock]:
+    batch, groups, num_keys, _ = sampling_locations.shape
+    num_heads, table_height, table_width = bias_table.shape
+    height, width = query_size
+    device = sampling_locations.device
+    # tables have more than 100 knots, whose fractions have too few digits in float32
+    dtype = torch.float32 if device.type == 'mps' else torch.float64
+    points = query_points(*query_size, coordinates, dtype=dtype, device=device)
+
+    numbers_of_a_key = max(height * width, height * table_height, height * table_width, width * table_width)
+    keys_of_a_block = max(BLOCK_SIZE // numbers_of_a_key, MIN_KEYS)
+    heads_of_a_group = num_heads // groups
+    for image in range(batch):
+        for group in range(groups):
+            heads = range(group * heads_of_a_group, (group + 1) * heads_of_a_group)
+            for start in range(0, num_keys, keys_of_a_block):
+                keys = slice(start, start + keys_of_a_block)
+                y, x = sampling_locations[image, group, keys].to(dtype).unbind(-1)
+                yield _KeyBlock(
+                    image,
+                    group,
+                    heads,
+                    keys,
+                    _Axis.of(points[:, 0, 0], y, table_height, bias_table.dtype),
+                    _Axis.of(points[0, :, 1], x, table_width, bias_table.dtype),
+                )
+
+
+def _logits(q: Tensor, k: Tensor, table: Tensor, tents_y: Tensor, tents_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of one head `(n, H * W)`, and the table interpolated along y `(n, H, T_w)`.
+
+    Args:
+        q: Queries `(H * W, d)`.
+        k: Keys `(n, d)`.
+        table: `(T_h, T_w)`.
+        tents_y: `(n, H, T_h)`.
+        tents_x: `(n, T_w, W)`.
+    """
+    rows = (tents_y.flatten(0, 1) @ table).unflatten(0, tents_y.shape[:2])
+    bias = torch.bmm(rows, tents_x)
+    return bias.flatten(1).addmm_(k, q.T, alpha=q.shape[-1] ** -0.5), rows

@@ -1,0 +1,18 @@
+"""A DAT that is small enough for tests, also inside the models of the configs."""
+
+from mmengine.config import ConfigDict
+
+ARCH = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
+WIDTHS = [16, 32, 64, 128]
+
+
+def narrow(model: ConfigDict) -> None:
+    """Makes the backbone of a model small, and fits to it what reads its maps. Nothing is pretrained."""
+    model.backbone.update(arch=ARCH, drop_path_rate=0.0, init_cfg=None)
+    if 'in_channels' in model.get('neck', {}):
+        model.neck.in_channels = WIDTHS[-len(model.neck.in_channels) :]
+    elif 'head' in model:
+        model.head.in_channels = WIDTHS[3]
+    else:
+        model.decode_head.update(in_channels=WIDTHS, channels=32)
+        model.auxiliary_head.in_channels = WIDTHS[2]

@@ -1,0 +1,24 @@
+import argparse
+
+import torch
+
+from mmdat.engine import run_tool
+from mmdat.ops.deformable_attention.functional import BACKENDS
+from mmdat.utils.op_benchmark import benchmark_ops
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description='The backends of deformable attention, taking turns with the reference in one process'
+    )
+    parser.add_argument('backends', nargs='*', default=BACKENDS[1:], metavar='BACKEND', help='portable, cpu')
+    parser.add_argument('--repeats', type=int, default=9)
+    parser.add_argument('--threads', type=int, help='of the CPU; by default all')
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(benchmark_ops(list(args.backends), repeats=args.repeats))
+
+
+if __name__ == '__main__':
+    run_tool(main)
