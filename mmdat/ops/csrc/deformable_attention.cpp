@@ -4,8 +4,8 @@
 // the map, a vector is one piece, or two where that leaves fewer lanes empty, and a tile is up to kTile vectors. The
 // forward pass walks over blocks of kBlock keys with an online softmax; the backward pass computes the weights of a
 // block again from the stored denominators. Logits never leave the cache. In both, a thread takes a contiguous part
-// of the work, ordered by head: it lays out the bias table once for each of its heads. The parts depend on the sizes
-// and the number of threads only, and so do the results.
+// of the work, ordered by head: it lays out the bias table once for each of its heads, and lets a few of them take
+// turns on an image. The parts depend on the sizes and the number of threads only, and so do the results.
 //
 // Logits are computed in base 2: queries' and tables' factors hold log2(e).
 
@@ -34,6 +34,7 @@ namespace {
 constexpr int kBlock = 32;  // keys
 constexpr int kKeys = 4;    // that products of keys and queries take at a time
 constexpr int kKeyRows = kTile == 6 ? 8 : 4;  // that products over queries take at a time
+constexpr int64_t kHeldFloats = 1 << 17;  // of tables that a thread lays out at a time, to stay in its cache
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
@@ -132,35 +133,54 @@ struct Keys {
     }
 };
 
-// What a thread keeps of the head and the image that it works on.
+// Copies d numbers, times a factor.
+inline void copy_channels(const float* from, int dims, float factor, float* to) {
+    int c = 0;
+    for (; c + kLanes <= dims; c += kLanes) store(to + c, load(from + c) * factor);
+    for (; c < dims; ++c) to[c] = from[c] * factor;
+}
+
+// What a thread keeps of the head and the image that it works on, and the tables of the heads that take turns.
 struct Head {
     const Arguments& args;
     const BiasLattice& lattice;
     const Keys& keys;
     const int dims;  // d, padded by zeros to whole vectors
-    Buffer bias;     // values of the lattice
-    Buffer k, v;     // (N_k padded, dims), contiguous; the keys have the factor of the logits
+    std::vector<int> held;  // the head in each slot, -1 for none
+    Buffer tables;          // (slots, values of the lattice)
+    Buffer k, v;            // (N_k padded by zeros, dims), contiguous; the keys have the factor of the logits
+    const float* bias = nullptr;                   // values of the lattice
     const BiasLattice::Column* columns = nullptr;  // of each key
     const float* y = nullptr;                      // alike
     int m = -1, b = -1;
 
-    Head(const Arguments& args, const BiasLattice& lattice, const Keys& keys)
+    Head(const Arguments& args, const BiasLattice& lattice, const Keys& keys, int slots)
         : args(args),
           lattice(lattice),
           keys(keys),
           dims((args.dims + kLanes - 1) / kLanes * kLanes),
-          bias(lattice.size()),
-          k(static_cast<int64_t>(args.keys + kBlock) * dims),
-          v(static_cast<int64_t>(args.keys + kBlock) * dims) {}
+          held(slots, -1),
+          tables(slots * lattice.size()),
+          k(rows_size()),
+          v(rows_size()) {
+        for (Buffer* rows : {&k, &v}) std::fill_n(static_cast<float*>(*rows), rows_size(), 0.f);
+    }
+
+    // Floats of a row for each key and for each of those that fill the last block.
+    int64_t rows_size() const { return static_cast<int64_t>(args.keys + kBlock) * dims; }
+
+    int slot(int head) const { return head % static_cast<int>(held.size()); }
 
     void enter(int head, int image) {
-        if (head == m && image == b) return;
-        if (head != m) {
-            const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
-            lattice.spread(args.table + head * table_size, kLog2E, bias);
-        }
         m = head;
         b = image;
+        float* table = tables + slot(m) * lattice.size();
+        if (held[slot(m)] != m) {
+            const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
+            lattice.spread(args.table + m * table_size, kLog2E, table);
+            held[slot(m)] = m;
+        }
+        bias = table;
         pack(args.k, kLog2E / std::sqrt(static_cast<float>(args.dims)), k);
         pack(args.v, 1, v);
         const int64_t group = static_cast<int64_t>(b) * args.groups + m / (args.heads / args.groups);
@@ -170,13 +190,7 @@ struct Head {
 
    private:
     void pack(const Rows& rows, float factor, float* to) const {
-        for (int n = 0; n < args.keys; ++n) {
-            const float* row = rows.row(b, m, n);
-            for (int c = 0; c < args.dims; ++c) to[c] = row[c] * factor;
-            std::fill(to + args.dims, to + dims, 0.f);
-            to += dims;
-        }
-        std::fill_n(to, static_cast<int64_t>(kBlock) * dims, 0.f);
+        for (int64_t n = 0; n < args.keys; ++n) copy_channels(rows.row(b, m, n), args.dims, factor, to + n * dims);
     }
 };
 
@@ -187,66 +201,54 @@ struct TableRows {
     float weights[2 * kTile][kBlock];
 
     void locate(const Head& head, const int* query_rows, int count, int first_key) {
-        const Arguments& args = head.args;
-        const double lowest = -BiasLattice::kMargin, highest = args.table_height;
+        // copies, for the compiler to see that they stay the same
+        const QueryAxis axis = head.args.y_axis;
+        const int table_height = head.args.table_height, row_size = head.lattice.phase_size();
+        const float* y_of_keys = head.y + first_key;
+        const double lowest = -BiasLattice::kMargin, highest = table_height;
         for (int i = 0; i < count; ++i) {
             if (i && query_rows[i] == query_rows[i - 1]) {
                 std::memcpy(offsets[i], offsets[i - 1], sizeof(offsets[i]));
                 std::memcpy(weights[i], weights[i - 1], sizeof(weights[i]));
                 continue;
             }
+            const int row = query_rows[i];
+#pragma omp simd
             for (int n = 0; n < kBlock; ++n) {
-                const double y = args.y_axis.at(query_rows[i], head.y[first_key + n], args.table_height);
-                const double inside = y > lowest ? std::min(y, highest) : lowest;
+                const double y = axis.at(row, y_of_keys[n], table_height);
+                const double above = y > lowest ? y : lowest, inside = above < highest ? above : highest;
                 const int whole = static_cast<int>(inside + BiasLattice::kMargin);
-                offsets[i][n] = whole * head.lattice.phase_size();
+                offsets[i][n] = whole * row_size;
                 // the zero that is added is not a number if y is not
-                weights[i][n] = static_cast<float>(inside + BiasLattice::kMargin - whole + (y - y));
+                weights[i][n] = static_cast<float>(inside + BiasLattice::kMargin - whole + 0 * y);
             }
         }
     }
 };
 
-// The first lanes of two vectors, together.
-template <int... lane>
-Vec join(Vec a, Vec b, std::integer_sequence<int, lane...>) {
-    return simd::shuffle<(lane < kLanes / 2 ? lane : lane + kLanes / 2)...>(a, b);
-}
-
-// The last half of the lanes, moved to the front, or (piece 0) the first half; zeros behind.
-template <int piece, int... lane>
-Vec part(Vec x, std::integer_sequence<int, lane...>) {
-    return simd::shuffle<(lane < kLanes / 2 ? lane + piece * (kLanes / 2) : kLanes + lane)...>(x, Vec{});
-}
-
-constexpr auto kLaneSequence = std::make_integer_sequence<int, kLanes>();
-
 template <int kPieces>
 Vec load_pieces(const float* const (&from)[kPieces]) {
     if constexpr (kPieces == 1) return load(from[0]);
-    else return join(load(from[0]), load(from[1]), kLaneSequence);
+    else return simd::load_halves(from[0], from[1]);
 }
 
 // Adds to the gradients of the numbers that `load_pieces` loads, which are `to_grad` floats away. One piece after
 // the other, for they may overlap.
 template <int kPieces>
 void add_pieces(const float* const (&at)[kPieces], ptrdiff_t to_grad, Vec x) {
-    auto add = [&](int piece, Vec part) {
-        float* to = const_cast<float*>(at[piece]) + to_grad;
-        store(to, load(to) + part);
-    };
+    auto grad = [&](int piece) { return const_cast<float*>(at[piece]) + to_grad; };
     if constexpr (kPieces == 1) {
-        add(0, x);
+        store(grad(0), load(grad(0)) + x);
     } else {
-        add(0, part<0>(x, kLaneSequence));
-        add(1, part<1>(x, kLaneSequence));
+        simd::add_half<0>(grad(0), x);
+        simd::add_half<kLanes / 2>(grad(1), x);
     }
 }
 
 template <int kPieces>
 Vec broadcast_pieces(const float (&x)[kPieces]) {
     if constexpr (kPieces == 1) return broadcast(x[0]);
-    else return join(broadcast(x[0]), broadcast(x[1]), kLaneSequence);
+    else return simd::join(broadcast(x[0]), broadcast(x[1]));
 }
 
 // The four corners between which the biases of a vector of queries to a key lie, and their weights.
@@ -257,7 +259,9 @@ struct Corners {
     Vec top, bottom;
 
     // Key n of the block that starts at first_key, and a vector of a tile whose pieces are in these columns.
-    Corners(const Head& head, const TableRows& rows, int vector, const int* columns, int first_key, int n) {
+    // Inlined, or it is a twentieth of the time of small maps.
+    __attribute__((always_inline)) Corners(const Head& head, const TableRows& rows, int vector, const int* columns,
+                                           int first_key, int n) {
         const BiasLattice::Column& column = head.columns[first_key + n];
         right = column.weight;
         left = 1 - right;
@@ -418,32 +422,35 @@ struct Tile {
     }
 };
 
-// Asks for the rows of the next tile before they are needed, and for a part of the next head's keys: they lie far
-// apart, where the processor does not expect them.
-template <int kPieces>
-void prefetch_next(const Head& head, const Layout<kPieces>& layout, int tile,
-                   std::initializer_list<const Rows*> of_queries) {
-    const Arguments& args = head.args;
-    auto prefetch = [&](const Rows& rows, int m, int b, int begin, int end) {
-        for (int n = begin; n < end; ++n) {
-            const char* row = reinterpret_cast<const char*>(rows.row(b, m, n));
-            for (size_t byte = 0; byte < args.dims * sizeof(float); byte += 64) __builtin_prefetch(row + byte);
-        }
-    };
-    const int next_m = head.b + 1 < args.batch ? head.m : head.m + 1, next_b = head.b + 1 < args.batch ? head.b + 1 : 0;
-    const int tiles = layout.tiles();
-    if (next_m < args.heads) {
-        for (const Rows* rows : {&args.k, &args.v}) {
-            prefetch(*rows, next_m, next_b, part_of(args.keys, tile, tiles), part_of(args.keys, tile + 1, tiles));
+// What a thread does at a time: the parts [first, last) of the queries of a head of an image.
+struct Visit {
+    int m, b, first, last;
+};
+
+// A thread's share, when the queries of each head of each image are cut into `parts`. Shares are cut from the order
+// heads, images, parts. In a share, as many heads as there are slots take turns on an image: their rows are
+// neighbours in memory.
+std::vector<Visit> visits_of_thread(const Arguments& args, int parts, int slots) {
+    const int64_t all = static_cast<int64_t>(args.heads) * args.batch * parts;
+    const int64_t begin = part_of(all, omp_get_thread_num(), omp_get_num_threads());
+    const int64_t end = part_of(all, omp_get_thread_num() + 1, omp_get_num_threads());
+    std::vector<Visit> visits;
+    for (int64_t from = begin / parts / args.batch; from * args.batch * parts < end; from += slots) {
+        for (int b = 0; b < args.batch; ++b) {
+            for (int64_t m = from; m < std::min<int64_t>(from + slots, args.heads); ++m) {
+                const int64_t start = (m * args.batch + b) * parts;
+                const int64_t first = std::max(begin - start, int64_t{0}), last = std::min<int64_t>(end - start, parts);
+                if (first < last) visits.push_back({int(m), b, int(first), int(last)});
+            }
         }
     }
-    const bool same_head = tile + 1 < tiles;
-    if (!same_head && next_m == args.heads) return;
-    const int begin = layout.first_query(same_head ? tile + 1 : 0);
-    const int end = std::min(begin + kTile * kLanes, layout.width * layout.height);
-    for (const Rows* rows : of_queries) {
-        prefetch(*rows, same_head ? head.m : next_m, same_head ? head.b : next_b, begin, end);
-    }
+    return visits;
+}
+
+// How many heads' tables a thread holds, of `copies` lattices each: those that stay in its cache.
+int count_slots(const Arguments& args, const BiasLattice& lattice, int copies) {
+    const int64_t fitting = kHeldFloats / (copies * lattice.size());
+    return args.batch == 1 ? 1 : std::clamp<int64_t>(fitting, 1, args.heads);
 }
 
 struct ForwardScratch {
@@ -513,7 +520,7 @@ struct BackwardScratch {
     Buffer q, grad_out, grad_q;               // tiles
     Buffer q_rows, grad_out_rows;             // (query of the tile, dims)
     Buffer weights, grad_logits;              // (key of the block, query of the tile)
-    Buffer grad_bias;                         // like the values of the lattice
+    Buffer grad_bias;                         // like the tables of the heads
     Buffer grad_k, grad_v;                    // (N_k padded, dims)
     std::vector<float> grad_locations;        // (N_k, 2)
     explicit BackwardScratch(const Head& head)
@@ -524,15 +531,13 @@ struct BackwardScratch {
           grad_out_rows(head.dims * kTile * kLanes),
           weights(kBlock * kTile * kLanes),
           grad_logits(kBlock * kTile * kLanes),
-          grad_bias(head.lattice.size()),
-          grad_k(static_cast<int64_t>(head.args.keys + kBlock) * head.dims),
-          grad_v(static_cast<int64_t>(head.args.keys + kBlock) * head.dims),
+          grad_bias(head.held.size() * head.lattice.size()),
+          grad_k(head.rows_size()),
+          grad_v(head.rows_size()),
           grad_locations(2 * head.args.keys) {}
 
     void clear_keys(const Head& head) {
-        const int64_t size = static_cast<int64_t>(head.args.keys + kBlock) * head.dims;
-        std::fill_n(static_cast<float*>(grad_k), size, 0.f);
-        std::fill_n(static_cast<float*>(grad_v), size, 0.f);
+        for (Buffer* rows : {&grad_k, &grad_v}) std::fill_n(static_cast<float*>(*rows), head.rows_size(), 0.f);
         std::fill(grad_locations.begin(), grad_locations.end(), 0.f);
     }
 };
@@ -562,7 +567,7 @@ void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_ve
         ones[i / kLanes] = broadcast(1);
     }
 
-    const ptrdiff_t to_grad = scratch.grad_bias - head.bias;
+    const ptrdiff_t to_grad = scratch.grad_bias - head.tables;
     TableRows table_rows;
     for (int first_key = 0; first_key < args.keys; first_key += kBlock) {
         const int count = std::min(kBlock, args.keys - first_key);
@@ -626,13 +631,11 @@ void store_keys(const Head& head, int split, const BackwardScratch& scratch) {
     const float slope_y = -0.25 * (args.table_height - 1) * kLn2, slope_x = head.lattice.slope() * kLn2;
     const int64_t head_index = (static_cast<int64_t>(split) * args.batch + head.b) * args.heads + head.m;
     float* grad_location = args.grad_locations + head_index * args.keys * 2;
-    for (int n = 0; n < args.keys; ++n) {
+    for (int64_t n = 0; n < args.keys; ++n) {
         float* grad_k = args.grad_k.row(head.b, head.m, n) + split * args.split_stride;
         float* grad_v = args.grad_v.row(head.b, head.m, n) + split * args.split_stride;
-        for (int c = 0; c < args.dims; ++c) {
-            grad_k[c] = scratch.grad_k[static_cast<int64_t>(n) * head.dims + c] * scale;
-            grad_v[c] = scratch.grad_v[static_cast<int64_t>(n) * head.dims + c];
-        }
+        copy_channels(scratch.grad_k + n * head.dims, args.dims, scale, grad_k);
+        copy_channels(scratch.grad_v + n * head.dims, args.dims, 1, grad_v);
         grad_location[2 * n] = scratch.grad_locations[2 * n] * slope_y;
         grad_location[2 * n + 1] = scratch.grad_locations[2 * n + 1] * slope_x;
     }
@@ -659,19 +662,16 @@ void forward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const Keys keys(args, lattice);
     const Layout<kPieces> layout(args);
-    const int tiles = layout.tiles();
-    const int64_t work = static_cast<int64_t>(args.heads) * args.batch * tiles;
+    const int tiles = layout.tiles(), slots = count_slots(args, lattice, 1);
 #pragma omp parallel num_threads(args.threads)
     {
-        Head head(args, lattice, keys);
+        Head head(args, lattice, keys, slots);
         ForwardScratch scratch(head);
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const int64_t end = part_of(work, thread + 1, threads);
-        for (int64_t i = part_of(work, thread, threads); i < end; ++i) {
-            const int tile = i % tiles;
-            head.enter(i / tiles / args.batch, i / tiles % args.batch);
-            prefetch_next(head, layout, tile, {&args.q});
-            MMDAT_CALL_TILE(forward_tile, head, layout, tile, scratch);
+        for (const Visit& visit : visits_of_thread(args, tiles, slots)) {
+            head.enter(visit.m, visit.b);
+            for (int tile = visit.first; tile < visit.last; ++tile) {
+                MMDAT_CALL_TILE(forward_tile, head, layout, tile, scratch);
+            }
         }
     }
 }
@@ -681,34 +681,32 @@ void backward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const Keys keys(args, lattice);
     const Layout<kPieces> layout(args);
-    const int64_t work = static_cast<int64_t>(args.heads) * args.batch * args.splits;
+    const int slots = count_slots(args, lattice, 2);
     const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
 #pragma omp parallel num_threads(args.threads)
     {
-        Head head(args, lattice, keys);
+        Head head(args, lattice, keys, slots);
         BackwardScratch scratch(head);
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        auto finish_head = [&] {
-            float* grad_table = args.grad_table + (static_cast<int64_t>(thread) * args.heads + head.m) * table_size;
-            if (head.m >= 0) lattice.collect(scratch.grad_bias, grad_table);
+        // makes room for another head's gradient
+        auto finish_head = [&](int slot) {
+            float* grad_bias = scratch.grad_bias + slot * lattice.size();
+            const int64_t index = static_cast<int64_t>(omp_get_thread_num()) * args.heads + head.held[slot];
+            if (head.held[slot] >= 0) lattice.collect(grad_bias, args.grad_table + index * table_size);
+            std::fill_n(grad_bias, lattice.size(), 0.f);
         };
-        const int64_t end = part_of(work, thread + 1, threads);
-        for (int64_t i = part_of(work, thread, threads); i < end; ++i) {
-            const int m = i / args.splits / args.batch, b = i / args.splits % args.batch, split = i % args.splits;
-            if (m != head.m) {
-                finish_head();
-                std::fill_n(static_cast<float*>(scratch.grad_bias), lattice.size(), 0.f);
+        auto first_tile = [&](int split) { return part_of(layout.tiles(), split, args.splits); };
+        for (const Visit& visit : visits_of_thread(args, args.splits, slots)) {
+            if (const int slot = head.slot(visit.m); head.held[slot] != visit.m) finish_head(slot);
+            head.enter(visit.m, visit.b);
+            for (int split = visit.first; split < visit.last; ++split) {
+                scratch.clear_keys(head);
+                for (int tile = first_tile(split); tile < first_tile(split + 1); ++tile) {
+                    MMDAT_CALL_TILE(backward_tile, head, layout, tile, scratch);
+                }
+                store_keys(head, split, scratch);
             }
-            head.enter(m, b);
-            scratch.clear_keys(head);
-            const int last_tile = part_of(layout.tiles(), split + 1, args.splits);
-            for (int tile = part_of(layout.tiles(), split, args.splits); tile < last_tile; ++tile) {
-                prefetch_next(head, layout, tile, {&args.q, &args.out, &args.grad_out});
-                MMDAT_CALL_TILE(backward_tile, head, layout, tile, scratch);
-            }
-            store_keys(head, split, scratch);
         }
-        finish_head();
+        for (int slot = 0; slot < slots; ++slot) finish_head(slot);
     }
 }
 
