@@ -80,6 +80,19 @@ def test_random_sizes(seed, coordinates, backend):
     assert_equal_to_the_truth(inputs, grad_out, query_size, coordinates, backend)
 
 
+@pytest.mark.parametrize('backend', ['cpu'], indirect=True)
+@pytest.mark.parametrize('threads', [1, 5])
+def test_threads_hold_the_tables_of_some_heads_at_a_time(threads, backend):
+    """Laid out, a table takes 100 KiB here, its gradient as much: 512 KiB hold five heads, or two."""
+    inputs, grad_out = random_inputs((14, 14), 20, (27, 27), batch=3, groups=3, heads_of_a_group=4)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_equal_to_the_truth(inputs, grad_out, (14, 14), 'half_pixel', backend)
+    finally:
+        torch.set_num_threads(usual)
+
+
 @both_coordinates
 @pytest.mark.parametrize('keys_of_a_block', [1, 4, 9, 22])
 def test_blocks_of_the_portable_backend_join(keys_of_a_block, coordinates, monkeypatch):
