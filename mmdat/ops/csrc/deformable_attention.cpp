@@ -101,10 +101,9 @@ struct Layout {
     int column(int piece) const { return piece % per_row * kPiece; }
 };
 
-// How often two pieces need fewer vectors than one: 2 where all rows are short. They take more loads and stores.
-double gain_of_two_pieces(const Arguments& args) {
-    return static_cast<double>(Layout<1>(args).vectors()) / Layout<2>(args).vectors();
-}
+// Whether two pieces need a tenth fewer vectors than one (where all rows are short, half as many), because they take
+// more loads and stores.
+bool use_two_pieces(const Arguments& args) { return Layout<1>(args).vectors() > 1.1 * Layout<2>(args).vectors(); }
 
 // Where the keys of all images and groups lie. Behind the last one of a group it is repeated, for a block.
 struct Keys {
@@ -718,13 +717,13 @@ int mmdat_lanes() { return kLanes; }
 
 void mmdat_deformable_attention(const Arguments* args) {
     if (args->dims != 32) forward<0, 1>(*args);
-    else if (gain_of_two_pieces(*args) > 1.1) forward<32, 2>(*args);
+    else if (use_two_pieces(*args)) forward<32, 2>(*args);
     else forward<32, 1>(*args);
 }
 
 void mmdat_deformable_attention_backward(const Arguments* args) {
     if (args->dims != 32) backward<0, 1>(*args);
-    else if (gain_of_two_pieces(*args) > 1.3) backward<32, 2>(*args);
+    else if (use_two_pieces(*args)) backward<32, 2>(*args);
     else backward<32, 1>(*args);
 }
 }
