@@ -452,7 +452,59 @@ int count_slots(const Arguments& args, const BiasLattice& lattice, int copies) {
     return args.batch == 1 ? 1 : std::clamp<int64_t>(fitting, 1, args.heads);
 }
 
+// Asks for the rows that a visit writes and that the next one reads, before it is their turn: they lie far apart,
+// where the processor does not expect them. A few at a time, for many at once would keep it waiting.
+class Prefetcher {
+   public:
+    struct Matrix {
+        const Rows& rows;
+        int length;
+    };
+
+    // What to ask for during the next `steps`. Nothing where maps are so large that the cache would not keep them.
+    void plan(const Arguments& args, int64_t steps, const Visit& visit, std::initializer_list<Matrix> written,
+              const Visit* next, std::initializer_list<Matrix> read) {
+        num_parts_ = at_ = 0;
+        row_bytes_ = args.dims * sizeof(float);
+        int64_t rows = 0;
+        auto add = [&](const Matrix& matrix, const Visit& visit, bool write) {
+            const char* first = reinterpret_cast<const char*>(matrix.rows.row(visit.b, visit.m, 0));
+            const int64_t stride = matrix.rows.row_stride * sizeof(float);
+            parts_[num_parts_++] = {first, stride, matrix.length, write};
+            rows += matrix.length;
+        };
+        for (const Matrix& matrix : written) add(matrix, visit, true);
+        if (next) for (const Matrix& matrix : read) add(matrix, *next, false);
+        if (rows * row_bytes_ > kPrefetchedBytes) num_parts_ = 0;
+        rows_of_a_step_ = (rows + steps - 1) / steps;
+    }
+
+    void advance(int steps) {
+        for (int rows = steps * rows_of_a_step_; rows > 0 && at_ < num_parts_; --rows) {
+            Part& part = parts_[at_];
+            for (int byte = 0; byte < row_bytes_; byte += 64) {
+                if (part.write) __builtin_prefetch(part.row + byte, 1);
+                else __builtin_prefetch(part.row + byte, 0, 2);  // into the second level
+            }
+            part.row += part.stride;
+            if (--part.left == 0) ++at_;
+        }
+    }
+
+   private:
+    static constexpr int64_t kPrefetchedBytes = 1 << 18;
+    struct Part {
+        const char* row;
+        int64_t stride;
+        int left;
+        bool write;
+    };
+    Part parts_[8];
+    int num_parts_ = 0, at_ = 0, row_bytes_ = 0, rows_of_a_step_ = 0;
+};
+
 struct ForwardScratch {
+    Prefetcher prefetcher;
     Buffer q, out, weights;
     explicit ForwardScratch(const Head& head)
         : q(head.dims * kTile * kLanes), out(head.dims * kTile * kLanes), weights(kBlock * kTile * kLanes) {}
@@ -479,6 +531,7 @@ void forward_tile(const Head& head, const Layout<kPieces>& layout, int first_vec
         std::copy_n(highest, kVectors, highest_here);
         for (int n = 0; n < count; n += kKeys) {
             Vec logits[kKeys][kVectors];
+            scratch.prefetcher.advance(kKeys);
             tile.load_biases(table_rows, first_key, n, logits);
             tile.add_products(head.k + (first_key + n) * tile.dims, scratch.q, logits);
             for (int k = 0; k < kKeys; ++k) {
@@ -516,6 +569,7 @@ void forward_tile(const Head& head, const Layout<kPieces>& layout, int first_vec
 }
 
 struct BackwardScratch {
+    Prefetcher prefetcher;
     Buffer q, grad_out, grad_q;               // tiles
     Buffer q_rows, grad_out_rows;             // (query of the tile, dims)
     Buffer weights, grad_logits;              // (key of the block, query of the tile)
@@ -574,6 +628,7 @@ void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_ve
         table_rows.locate(head, tile.rows, kVectors * kPieces, first_key);
         for (int n = 0; n < (count + kKeyRows - 1) / kKeyRows * kKeyRows; n += kKeys) {
             Vec sums[kKeys][kVectors];
+            scratch.prefetcher.advance(kKeys);
             tile.load_biases(table_rows, first_key, n, sums);
             tile.add_products(k + n * dims, scratch.q, sums);
             for (int key = 0; key < kKeys; ++key) {
@@ -598,6 +653,7 @@ void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_ve
         tile.add_over_queries(scratch.weights, scratch.grad_out_rows, count, scratch.grad_v + first_key * dims);
 
         for (int n = 0; n < count; ++n) {
+            scratch.prefetcher.advance(1);
             Vec grad_x{}, grad_y{};
             for (int i = 0; i < kVectors; ++i) {
                 const Corners<kPieces> at(head, table_rows, i, tile.columns, first_key, n);
@@ -661,12 +717,16 @@ void forward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const Keys keys(args, lattice);
     const Layout<kPieces> layout(args);
-    const int tiles = layout.tiles(), slots = count_slots(args, lattice, 1);
+    const int queries = args.height * args.width, tiles = layout.tiles(), slots = count_slots(args, lattice, 1);
 #pragma omp parallel num_threads(args.threads)
     {
         Head head(args, lattice, keys, slots);
         ForwardScratch scratch(head);
-        for (const Visit& visit : visits_of_thread(args, tiles, slots)) {
+        const std::vector<Visit> visits = visits_of_thread(args, tiles, slots);
+        for (size_t i = 0; i < visits.size(); ++i) {
+            const Visit &visit = visits[i], *next = i + 1 < visits.size() ? &visits[i + 1] : nullptr;
+            scratch.prefetcher.plan(args, int64_t{tiles} * args.keys, visit, {{args.out, queries}}, next,
+                                    {{args.k, args.keys}, {args.v, args.keys}, {args.q, queries}});
             head.enter(visit.m, visit.b);
             for (int tile = visit.first; tile < visit.last; ++tile) {
                 MMDAT_CALL_TILE(forward_tile, head, layout, tile, scratch);
@@ -680,7 +740,7 @@ void backward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const Keys keys(args, lattice);
     const Layout<kPieces> layout(args);
-    const int slots = count_slots(args, lattice, 2);
+    const int queries = args.height * args.width, slots = count_slots(args, lattice, 2);
     const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
 #pragma omp parallel num_threads(args.threads)
     {
@@ -694,7 +754,14 @@ void backward(const Arguments& args) {
             std::fill_n(grad_bias, lattice.size(), 0.f);
         };
         auto first_tile = [&](int split) { return part_of(layout.tiles(), split, args.splits); };
-        for (const Visit& visit : visits_of_thread(args, args.splits, slots)) {
+        const std::vector<Visit> visits = visits_of_thread(args, args.splits, slots);
+        for (size_t i = 0; i < visits.size(); ++i) {
+            const Visit &visit = visits[i], *next = i + 1 < visits.size() ? &visits[i + 1] : nullptr;
+            scratch.prefetcher.plan(
+                args, int64_t{2} * layout.tiles() * args.keys, visit,
+                {{args.grad_k, args.keys}, {args.grad_v, args.keys}, {args.grad_q, queries}}, next,
+                {{args.k, args.keys}, {args.v, args.keys}, {args.q, queries}, {args.out, queries},
+                 {args.grad_out, queries}});
             if (const int slot = head.slot(visit.m); head.held[slot] != visit.m) finish_head(slot);
             head.enter(visit.m, visit.b);
             for (int split = visit.first; split < visit.last; ++split) {

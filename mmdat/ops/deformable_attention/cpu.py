@@ -51,6 +51,8 @@ def forward(
     lse: Tensor,
 ) -> None:
     """Fills `out` and `lse`, see `library.py`."""
+    if not len(q):  # no images
+        return
     q, k, v = (_with_contiguous_rows(t) for t in (q, k, v))
     bias_table, sampling_locations = bias_table.contiguous(), sampling_locations.contiguous()
     args = _arguments(q, k, v, bias_table, sampling_locations, query_size, coordinates, out, lse)
@@ -72,6 +74,9 @@ def backward(
     grads: tuple[Tensor, ...],
 ) -> None:
     """Fills `grads`, see `library.py`."""
+    if not len(q):
+        grads[3].zero_()
+        return
     grad_out, q, k, v = (_with_contiguous_rows(t) for t in (grad_out, q, k, v))
     bias_table, sampling_locations = bias_table.contiguous(), sampling_locations.contiguous()
     args = _arguments(q, k, v, bias_table, sampling_locations, query_size, coordinates, out, lse)

@@ -140,8 +140,8 @@ def _check_shapes(q, k, v, bias_table, sampling_locations, query_size) -> None:
             'the heads of q, the tables and the groups must fit each other, got '
             f'{num_heads=}, tables={bias_table.shape[0]}, {groups=}'
         )
-    if k.shape != v.shape or k.shape[2] != sampling_locations.shape[2]:
+    if k.shape != v.shape or k.shape[2] != sampling_locations.shape[2] or not k.shape[2]:
         raise ValueError(
-            'k and v need a row for each sampling location, got '
+            'k and v need a row for each sampling location, of which there must be one at least, got '
             f'k {tuple(k.shape)}, v {tuple(v.shape)}, {sampling_locations.shape[2]} locations'
         )

@@ -131,6 +131,14 @@ def test_bias_without_effect(num_keys, table_size, backend):
         torch.testing.assert_close(ours[name], torch.zeros_like(ours[name]), atol=2e-5, rtol=0)
 
 
+def test_no_images(backend):
+    inputs, grad_out = random_inputs(batch=1)
+    *inputs, grad_out = (t if i == 3 else t[:0] for i, t in enumerate((*inputs, grad_out)))
+    results = run(inputs, grad_out, (5, 6), backend=backend)
+    assert results['out'].shape == inputs[0].shape
+    assert results['bias_table'].equal(torch.zeros_like(inputs[3]))
+
+
 @pytest.mark.parametrize('size', [1e4, 1e8, 1e30])
 def test_huge_logits(size, backend):
     inputs, grad_out = random_inputs(num_keys=40)

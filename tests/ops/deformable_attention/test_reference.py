@@ -109,6 +109,14 @@ def test_dropout_scales_what_it_keeps():
         (dict(bias_table=torch.zeros(3, 5, 5)), 'num_heads=4, tables=3'),
         (dict(sampling_locations=torch.zeros(2, 3, 5, 2)), 'groups=3'),
         (dict(k=torch.zeros(2, 4, 6, 5)), 'a row for each sampling location'),
+        (
+            dict(
+                k=torch.zeros(2, 4, 0, 5),
+                v=torch.zeros(2, 4, 0, 5),
+                sampling_locations=torch.zeros(2, 2, 0, 2),
+            ),
+            'there must be one at least',
+        ),
         (dict(backend='cuda'), "unknown backend 'cuda'"),
     ],
 )
