@@ -4,7 +4,7 @@ import torch
 
 from mmdat.engine import run_tool
 from mmdat.ops.deformable_attention.functional import BACKENDS
-from mmdat.utils.op_benchmark import benchmark_ops
+from mmdat.utils.op_benchmark import SHAPES, benchmark_ops
 
 
 def main():
@@ -12,12 +12,15 @@ def main():
         description='The backends of deformable attention, taking turns with the reference in one process'
     )
     parser.add_argument('backends', nargs='*', default=BACKENDS[1:], metavar='BACKEND', help='portable, cpu')
+    names = [str(shape) for shape in SHAPES]
+    parser.add_argument('--only', choices=names, metavar='SHAPE', help='; '.join(names))
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--threads', type=int, help='of the CPU; by default all')
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(benchmark_ops(list(args.backends), repeats=args.repeats))
+    shapes = tuple(shape for shape in SHAPES if args.only in (None, str(shape)))
+    print(benchmark_ops(list(args.backends), shapes, args.repeats))
 
 
 if __name__ == '__main__':

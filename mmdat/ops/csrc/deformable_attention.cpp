@@ -446,7 +446,8 @@ std::vector<Visit> visits_of_thread(const Arguments& args, int parts, int slots)
     return visits;
 }
 
-// How many heads' tables a thread holds, of `copies` lattices each: those that stay in its cache.
+// How many heads' tables a thread holds, of `copies` lattices each: those that stay in its cache, and no second one
+// where there is no second image to take turns on.
 int count_slots(const Arguments& args, const BiasLattice& lattice, int copies) {
     const int64_t fitting = kHeldFloats / (copies * lattice.size());
     return args.batch == 1 ? 1 : std::clamp<int64_t>(fitting, 1, args.heads);
@@ -499,7 +500,7 @@ class Prefetcher {
         int left;
         bool write;
     };
-    Part parts_[8];
+    Part parts_[8];  // all matrices of a backward pass
     int num_parts_ = 0, at_ = 0, row_bytes_ = 0, rows_of_a_step_ = 0;
 };
 
