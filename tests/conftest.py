@@ -9,6 +9,18 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / 'shared' / 'data'
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--full', action='store_true', help='repeat the experiments of tests/reliability as often as docs say'
+    )
+
+
+@pytest.fixture
+def trials(request):
+    """`trials(short, full)`: how often to repeat an experiment, in CI and with `--full`."""
+    return lambda short, full: full if request.config.getoption('--full') else short
+
+
 @pytest.fixture
 def mask_rcnn_config() -> Config:
     return Config.fromfile(ROOT / 'configs/mask_rcnn/dat_t_1x_coco.py')
