@@ -3,7 +3,7 @@ import argparse
 import torch
 
 from mmdat.engine import run_tool
-from mmdat.utils.backbone_benchmark import benchmark_backbones
+from mmdat.benchmarks.backbones import benchmark_backbones
 
 
 def main():

@@ -4,7 +4,7 @@ import torch
 
 from mmdat.engine import run_tool
 from mmdat.ops.deformable_attention.functional import BACKENDS
-from mmdat.utils.op_benchmark import SHAPES, benchmark_ops
+from mmdat.benchmarks.ops import SHAPES, benchmark_ops
 
 
 def main():

@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from ..checkpoint.sources import SCHEME
-from ..utils import check_mmcv_ops
+from .environment import check_mmcv_ops
 
 _GET_COCO = (
     'download train2017, val2017 and annotations from https://cocodataset.org/#download, '

@@ -1,7 +1,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mmdat.utils import learning
+from mmdat.analysis import learning
 
 
 def main():

@@ -3,8 +3,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmdat.utils.flops import count_complexity, default_shape
-from mmdat.utils.paper import paper_rows, to_markdown
+from mmdat.analysis.flops import count_complexity, default_shape
+from mmdat.analysis.paper import paper_rows, to_markdown
 
 
 def main():

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from narrow import narrow
 from torch import nn
 
-from mmdat.utils.flops import count_complexity, default_shape
-from mmdat.utils.paper import paper_rows, to_markdown
+from mmdat.analysis.flops import count_complexity, default_shape
+from mmdat.analysis.paper import paper_rows, to_markdown
 
 
 def count(cfg, shape=None):

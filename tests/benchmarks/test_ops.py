@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from mmdat.utils import op_benchmark
-from mmdat.utils.benchmark import Timing
-from mmdat.utils.op_benchmark import SHAPES, Shape, benchmark_ops
+from mmdat.benchmarks import ops as op_benchmark
+from mmdat.benchmarks.timing import Timing
+from mmdat.benchmarks.ops import SHAPES, Shape, benchmark_ops
 
 SMALL = Shape((6, 9), (3, 4), heads=4, groups=2, nominal_side=4, batch=2)
 

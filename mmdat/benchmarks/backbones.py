@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..backbones import DAT
 from ..layers import MLP, DeformableAttention, WindowAttention
-from .benchmark import device_name, interleaved_timings, peak_memory
-from .flops import count_complexity
+from .timing import device_name, interleaved_timings, peak_memory
+from ..analysis.flops import count_complexity
 
 WIDTHS = (96, 192, 384, 768)
 DROP_PATH_RATE = 0.2  # of both papers' tiny models

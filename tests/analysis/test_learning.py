@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mmdat.utils import learning
+from mmdat.analysis import learning
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 
-from .benchmark import interleaved_timings, peak_memory
+from .timing import interleaved_timings, peak_memory
 
 
 def benchmark_detectors(

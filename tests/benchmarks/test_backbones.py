@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from mmdat.utils.backbone_benchmark import CASES, SWINS, Case, benchmark_backbones, build_dat, multiply_adds
+from mmdat.benchmarks.backbones import CASES, SWINS, Case, benchmark_backbones, build_dat, multiply_adds
 
 SMALL = Case('small', (1, 3, 64, 96))
 
