@@ -2,12 +2,12 @@ import re
 
 import pytest
 from conftest import ROOT
-from goldens import REFERENCE, requires_goldens
+from goldens import REFERENCE, requires_reference
 
 from mmdat.released import RELEASED, find_release
 
 
-@requires_goldens
+@requires_reference
 def test_the_table_is_the_authors():
     """Each row of their tables: the share, the config and the figures."""
     text = (REFERENCE / 'CHECKPOINTS.md').read_text()

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from mmdat.benchmarks import ops as op_benchmark
-from mmdat.benchmarks.timing import Timing
 from mmdat.benchmarks.ops import SHAPES, Shape, benchmark_ops
+from mmdat.benchmarks.timing import Timing
 
 SMALL = Shape((6, 9), (3, 4), heads=4, groups=2, nominal_side=4, batch=2)
 

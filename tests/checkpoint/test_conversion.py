@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
-from goldens import REFERENCE, case_settings, read_golden, requires_goldens
+from goldens import FOLDERS, case_settings, read_golden
 from published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
@@ -13,12 +15,11 @@ from mmdat.checkpoint.conversion import convert_checkpoint
 OTHERS = 'cvpr_dwcmlp_128 cvpr_stemdim_128 pp_layerscale_128 pp_logcpb_128 pp_nooff_128 pp_x_128'.split()
 GOLDENS = sorted(
     path.stem
-    for path in (REFERENCE / 'goldens').glob('*.json')
+    for path in next(filter(Path.is_dir, FOLDERS)).glob('*.json')
     if not path.stem.startswith(('grad_', 'cvpr_resize')) and path.stem not in OTHERS
 )
 
 
-@requires_goldens
 @pytest.mark.parametrize('name', GOLDENS)
 def test_the_architecture_is_read_off_the_weights(name):
     case, _ = read_golden(name)
@@ -38,7 +39,6 @@ def test_the_architecture_is_read_off_the_weights(name):
     }
 
 
-@requires_goldens
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 @pytest.mark.parametrize(
     ('name', 'file_name', 'generation'),
@@ -73,7 +73,6 @@ def test_classifiers(tmp_path, name, file_name, generation, suffix):
         load_pretrained(DAT(**other), clean)
 
 
-@requires_goldens
 def test_a_detector(tmp_path):
     weights = {f'backbone.{key}': value for key, value in weights_of('det_base_128x192').items()}
     heads = {'neck.lateral_convs.0.conv.weight': torch.ones(2), 'bbox_head.retina_cls.bias': torch.ones(3)}
@@ -87,7 +86,6 @@ def test_a_detector(tmp_path):
     assert content['meta'].keys() == {'CLASSES', 'PALETTE', 'mmdat'}
 
 
-@requires_goldens
 def test_with_a_model(tmp_path):
     """Its tables give the sizes, and neck and head must fit."""
     case, _ = read_golden('det_base_128x192')
@@ -105,7 +103,6 @@ def test_with_a_model(tmp_path):
     assert 'for want of a config' not in report
 
 
-@requires_goldens
 def test_our_training_files_shrink(tmp_path):
     backbone = DAT(**case_settings(read_golden('pp_base_128')[0]))
     content = {
@@ -123,7 +120,6 @@ def test_our_training_files_shrink(tmp_path):
     assert clean['state_dict']._metadata['backbone'].items() >= backbone.identity.items()
 
 
-@requires_goldens
 @pytest.mark.parametrize(
     ('destination', 'message'), [('x.onnx', r'must end in \.pth'), ('clean.pth', 'does not tell')]
 )
@@ -134,7 +130,6 @@ def test_nothing_is_written_in_vain(tmp_path, destination, message):
     assert [path.name for path in tmp_path.iterdir()] == ['mine.pth']
 
 
-@requires_goldens
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = save_classifier(tmp_path / 'dat_tiny_in1k_224.pth', weights_of('cvpr_base_128w4'))
     (tmp_path / 'clean.pth').write_text('old')

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from goldens import case_settings, read_golden, requires_goldens
+from goldens import case_settings, read_golden
 from published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
@@ -105,7 +105,6 @@ def test_the_right_arch_is_named(tmp_path, arch, other):
         load_pretrained(model, path)
 
 
-@requires_goldens
 class TestFilesOfTheAuthors:
     """The evidence that counts, and what happens without any."""
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from goldens import case_settings, official_weights, read_golden, requires_goldens
+from goldens import case_settings, official_weights, read_golden
 from narrow import ARCH
 from published import save_classifier, save_mmcv, weights_of
 from torch import nn
@@ -27,7 +27,6 @@ def assert_loaded(backbone: DAT, official: dict, but: tuple[str, ...] = ()):
             assert torch.equal(value, ours[f'backbone.{key}']), key
 
 
-@requires_goldens
 @pytest.mark.parametrize(('name', 'file_name'), CLASSIFIERS.items())
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 @pytest.mark.parametrize('with_training_state', [False, True])
@@ -52,7 +51,6 @@ def test_classifiers_of_the_authors(tmp_path, name, file_name, prefix, with_trai
             assert torch.equal(value, torch.ones_like(value) if key.endswith('weight') else value * 0)
 
 
-@requires_goldens
 @pytest.mark.parametrize('name', ['det_base_128x192', 'det_oi123_200x333', 'seg_base_160x160'])
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_backbones_of_detectors_and_segmentors_of_the_authors(tmp_path, name, prefix):
@@ -68,7 +66,6 @@ def test_backbones_of_detectors_and_segmentors_of_the_authors(tmp_path, name, pr
     assert report.loaded == len(backbone.state_dict())
 
 
-@requires_goldens
 def test_another_resolution(tmp_path):
     case, golden = read_golden('cvpr_resize_128to192')
     base, _ = read_golden('cvpr_base_128w4')

@@ -1,11 +1,10 @@
 import pytest
 import torch
-from goldens import official_weights, read_golden, requires_goldens
+from goldens import official_weights, read_golden
 
 from mmdat.checkpoint import from_official
 
 
-@requires_goldens
 @pytest.mark.parametrize('name', ['cvpr_base_128w4', 'pp_base_128', 'pp_sra_128', 'det_base_128x192'])
 def test_from_official_is_pure_and_complete(name):
     case, _ = read_golden(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import case_settings, read_golden, requires_goldens
+from goldens import case_settings, read_golden
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from published import save_classifier, save_malicious, weights_of
@@ -26,7 +26,6 @@ def guarded(monkeypatch, tmp_path):
     guard_schemes()
 
 
-@requires_goldens
 def test_released_names_in_the_libraries_own_tools(tmp_path, monkeypatch):
     """`load_from`, `init_detector` and the like end here."""
     monkeypatch.chdir(tmp_path)

@@ -1,11 +1,10 @@
 import pytest
 import torch
-from goldens import build_attention, fill_rule, read_golden, requires_goldens
+from goldens import build_attention, make_input, read_golden
 
 from mmdat.layers import DeformableAttention
 
 
-@requires_goldens
 @pytest.mark.parametrize(
     'name',
     [
@@ -23,7 +22,6 @@ def test_gradients_equal_the_authors_code(name, backend, monkeypatch):
     case, golden = read_golden(name)
     attention, official_name_of = build_attention(case)
     attention.to(dtype)
-    make_input = fill_rule().make_input
     x = make_input(case['input_seed'], case['block_input_shape']).to(dtype).requires_grad_()
     y = attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     w = make_input(case['input_seed'] + 1, y.shape)

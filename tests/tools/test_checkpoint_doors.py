@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from goldens import case_settings, read_golden, requires_goldens
+from goldens import case_settings, read_golden
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -120,7 +120,6 @@ def assert_refused(folder: Path, code: int, output: str, message: str) -> None:
     assert {path.name for path in folder.iterdir()} <= {'config.py', 'data', 'files', 'home'}
 
 
-@requires_goldens
 @pytest.mark.parametrize('kind', MALICIOUS)
 @pytest.mark.parametrize('door', DOORS)
 def test_malicious_files(folder, enter, door, kind):
@@ -130,7 +129,6 @@ def test_malicious_files(folder, enter, door, kind):
     assert_refused(folder, code, output, 'bare pickle' if kind == 'bare pickle' else 'asks for `os.makedirs`')
 
 
-@requires_goldens
 @pytest.mark.parametrize('door', [door for door in DOORS if door != 'converter'])
 @pytest.mark.parametrize('by', ['path', 'http', 'mmdat'])
 def test_malicious_files_behind_the_preflight(folder, enter, monkeypatch, door, by):
@@ -150,7 +148,6 @@ def test_malicious_files_behind_the_preflight(folder, enter, monkeypatch, door, 
     assert not (folder / 'planted').exists()
 
 
-@requires_goldens
 @pytest.mark.parametrize('door', ['test.py', 'load_from', 'init_cfg', 'converter'])
 def test_trusted_files(folder, enter, door):
     write_config(folder)
@@ -166,7 +163,6 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
-@requires_goldens
 @pytest.mark.parametrize('door', DOORS)
 @pytest.mark.parametrize(
     ('name', 'spoil', 'message'),
@@ -213,7 +209,6 @@ FORMATS = {
 GENERATIONS = {'cvpr_base_128w4': 'dat_tiny_in1k_224.pth', 'pp_base_128': 'dat_pp_tiny_in1k_224.pth'}
 
 
-@requires_goldens
 @pytest.mark.parametrize(('name', 'file_name'), GENERATIONS.items())
 def test_classifiers_of_the_authors(folder, enter, name, file_name):
     """In all formats, through all doors, to the same numbers."""
@@ -247,7 +242,6 @@ def test_classifiers_of_the_authors(folder, enter, name, file_name):
     torch.testing.assert_close(scores('out.pkl'), expected, atol=1e-5, rtol=0)
 
 
-@requires_goldens
 @pytest.mark.parametrize('hooks', ['', "custom_hooks = [dict(type='EMAHook')]\n"])
 def test_our_training_goes_on(folder, enter, hooks):
     """With the state of optimizer, schedule and logs, and without running the configuration in the file."""
@@ -274,7 +268,6 @@ def test_our_training_goes_on(folder, enter, hooks):
     assert enter('test.py', 'work/epoch_2.pth')[0] == 0
 
 
-@requires_goldens
 def test_averages_start_from_the_authors_weights(folder, enter):
     write_config(folder)
     with open('config.py', 'a') as config:
@@ -287,7 +280,6 @@ def test_averages_start_from_the_authors_weights(folder, enter):
         torch.testing.assert_close(averages[key], value, msg=key)
 
 
-@requires_goldens
 def test_a_file_of_the_authors_is_nothing_to_resume(folder, enter):
     write_config(folder)
     path = folder / 'files' / 'dat_tiny_in1k_224.pth'
@@ -297,7 +289,6 @@ def test_a_file_of_the_authors_is_nothing_to_resume(folder, enter):
     assert 'no state of a training to resume: `--no-resume --cfg-options load_from=' in output
 
 
-@requires_goldens
 @pytest.mark.parametrize('door', DOORS)
 def test_a_file_that_does_not_tell_its_generation(folder, enter, door):
     write_config(folder)
@@ -318,7 +309,6 @@ def test_a_file_that_does_not_tell_its_generation(folder, enter, door):
         assert enter(door, path, load_generation='cvpr')[0] == 0
 
 
-@requires_goldens
 def test_the_other_generation(folder, enter):
     """All names and shapes fit."""
     case, _ = read_golden('cvpr_base_128w4')

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from goldens import case_settings, read_golden, requires_goldens
+from goldens import case_settings, read_golden
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
@@ -224,7 +224,6 @@ def old_weights(name: str, model: nn.Module) -> tuple[dict, dict]:
     return old, from_official(official) | heads
 
 
-@requires_goldens
 def test_a_detector_of_mmdet_2(folder, monkeypatch):
     case, _ = read_golden('det_base_128x192')
     (folder / 'config.py').write_text(DETECTOR.format(backbone=case_settings(case), root=folder))
@@ -251,7 +250,6 @@ def test_a_detector_of_mmdet_2(folder, monkeypatch):
             assert areas == [int(mask.area(rle)) for rle in prediction['pred_instances']['masks']]
 
 
-@requires_goldens
 def test_a_segmentor_of_mmseg_0(folder, monkeypatch):
     case, _ = read_golden('seg_base_160x160')
     text = SEGMENTOR.format(backbone=case_settings(case), root=folder, base=MMSEG_CONFIGS)
