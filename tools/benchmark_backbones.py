@@ -2,8 +2,8 @@ import argparse
 
 import torch
 
-from mmdat.engine import run_tool
 from mmdat.benchmarks.backbones import benchmark_backbones
+from mmdat.engine import run_tool
 
 
 def main():

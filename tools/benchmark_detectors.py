@@ -1,7 +1,7 @@
 import argparse
 
-from mmdat.engine import run_tool
 from mmdat.benchmarks.detectors import benchmark_detectors
+from mmdat.engine import run_tool
 
 
 def main():

@@ -2,9 +2,9 @@ import argparse
 
 import torch
 
+from mmdat.benchmarks.ops import SHAPES, benchmark_ops
 from mmdat.engine import run_tool
 from mmdat.ops.deformable_attention.functional import BACKENDS
-from mmdat.benchmarks.ops import SHAPES, benchmark_ops
 
 
 def main():

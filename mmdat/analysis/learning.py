@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from .tables import markdown_table
+
 NETWORKS = {'dat': 'DAT', 'swin': 'Swin'}
 
 
@@ -79,15 +81,13 @@ def read_curves(work_dirs: Path) -> dict[tuple[str, str], list[Curve]]:
 
 def to_markdown(curves: Mapping[tuple[str, str], list[Curve]]) -> str:
     """Where the curves end, in percent: each seed, the mean, and from the lowest to the highest."""
-    lines = ['| task | network | each seed | mean | spread |', '|-|-|-|-|-|']
+    rows = []
     for (task, network), seeds in curves.items():
         ends = [curve[-1][1] for curve in seeds]
         each = ', '.join(f'{end:.1f}' for end in ends)
         spread = f'{min(ends):.1f} to {max(ends):.1f}'
-        lines.append(
-            f'| {task}, {TASKS[task].label} | {NETWORKS[network]} | {each} | {mean(ends):.1f} | {spread} |'
-        )
-    return '\n'.join(lines)
+        rows.append((f'{task}, {TASKS[task].label}', NETWORKS[network], each, f'{mean(ends):.1f}', spread))
+    return markdown_table(('task', 'network', 'each seed', 'mean', 'spread'), rows)
 
 
 def draw(curves: Mapping[tuple[str, str], list[Curve]], path: Path) -> None:

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 
 from .flops import Complexity, count_complexity
+from .tables import markdown_table
 
 TITLES = {
     '2': 'ImageNet-1K classification',
@@ -21,10 +22,12 @@ TITLES = {
     '8': "Deformable DETR's attention",
     '9': 'Convolutional patch embeddings',
 }
-_HEADER = """\
-| config | GFLOPs, paper | here | difference | M parameters, paper | here | difference | paper's result |
-|-|-|-|-|-|-|-|-|
-"""
+_COLUMNS = (
+    'config',
+    *('GFLOPs, paper', 'here', 'difference'),
+    *('M parameters, paper', 'here', 'difference'),
+    "paper's result",
+)
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,14 @@ def to_markdown(rows: list[Row]) -> str:
     """The rows as tables in the paper's order."""
     sections = []
     for table in sorted({row.table for row in rows}):
-        lines = [_cells(row) for row in rows if row.table == table]
-        sections.append(f'### Table {table}: {TITLES[table]}\n\n{_HEADER}' + '\n'.join(lines))
+        cells = [_cells(row) for row in rows if row.table == table]
+        sections.append(f'### Table {table}: {TITLES[table]}\n\n{markdown_table(_COLUMNS, cells)}')
     return '\n\n'.join(sections)
 
 
-def _cells(row: Row) -> str:
+def _cells(row: Row) -> list[str]:
     cells = [f'`{row.config.removeprefix("configs/").removesuffix(".py")}`']
     for figure in (row.flops, row.parameters):
         same = figure.here == figure.paper
         cells += [figure.paper, figure.here, '=' if same else f'{figure.difference:+.1%}']
-    return f'| {" | ".join([*cells, row.result])} |'
+    return [*cells, row.result]

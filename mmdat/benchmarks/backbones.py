@@ -11,10 +11,11 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..analysis.flops import count_complexity
+from ..analysis.tables import markdown_table
 from ..backbones import DAT
 from ..layers import MLP, DeformableAttention, WindowAttention
 from .timing import device_name, interleaved_timings, peak_memory
-from ..analysis.flops import count_complexity
 
 WIDTHS = (96, 192, 384, 768)
 DROP_PATH_RATE = 0.2  # of both papers' tiny models
@@ -94,10 +95,9 @@ def _compare(case: Case, repeats: int) -> list[str]:
         cells[name].append(f'{peak_memory(step) / 2**20:.0f} MiB')
     rate = multiply_adds(case) / dat_seconds
     peak = matrix_product_rate(case, repeats)
+    columns = ('model', 'inference', 'ratio', 'training step', 'ratio', 'memory')
     return [
-        '| model | inference | ratio | training step | ratio | memory |',
-        '|-|-|-|-|-|-|',
-        *(f'| {" | ".join(row)} |' for row in cells.values()),
+        markdown_table(columns, cells.values()),
         '',
         f"DAT's inference does {rate / 1e9:.0f} G multiply-adds a second, {rate / peak:.0%} of the "
         f"{peak / 1e9:.0f} G of plain matrix products in the MLPs' shapes.",
@@ -113,15 +113,14 @@ def _profile(case: Case, repeats: int) -> list[str]:
         contenders = {'all': partial(run, model, image)}
         contenders |= {part: partial(_run_all, run, calls[part]) for part in PARTS}
         table[column] = interleaved_timings(contenders, repeats)
-    lines = ['| part | inference | share | training step | share |', '|-|-|-|-|-|']
-    shares = {column: {p: t[p].median / t['all'].median for p in PARTS} for column, t in table.items()}
-    for part in PARTS:
-        row = [f'{_milliseconds(t[part])} | {shares[column][part]:.0%}' for column, t in table.items()]
-        lines.append(f'| {part} | {" | ".join(row)} |')
-    rest = [f'{(1 - sum(s.values())) * table[c]["all"].median * 1e3:.0f} ms | {1 - sum(s.values()):.0%}'
-            for c, s in shares.items()]  # fmt: skip
-    lines.append(f'| the rest | {" | ".join(rest)} |')
-    return lines
+    rows = {part: [part] for part in (*PARTS, 'the rest')}
+    for timings in table.values():
+        whole = timings['all'].median
+        for part in PARTS:
+            rows[part] += [_milliseconds(timings[part]), f'{timings[part].median / whole:.0%}']
+        rest = whole - sum(timings[part].median for part in PARTS)
+        rows['the rest'] += [f'{rest * 1e3:.0f} ms', f'{rest / whole:.0%}']
+    return [markdown_table(('part', 'inference', 'share', 'training step', 'share'), rows.values())]
 
 
 def _calls_of_parts(model: nn.Module, image: Tensor) -> dict[str, list[tuple[nn.Module, Tensor]]]:

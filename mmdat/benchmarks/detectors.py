@@ -8,6 +8,7 @@ from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 
+from ..analysis.tables import markdown_table
 from .timing import interleaved_timings, peak_memory
 
 
@@ -37,8 +38,6 @@ def benchmark_detectors(
         f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, '
         f'one image of {shape[0]}x{shape[1]}, medians of {repeats}',
         '',
-        '| config | training step | ratio | peak memory | inference | ratio | peak memory |',
-        '|-|-|-|-|-|-|-|',
     ]
     cells = {name: [name] for name in configs}
     for contenders in (steps, inferences):
@@ -51,8 +50,8 @@ def benchmark_detectors(
                 f'{timing.median / base:.2f}',
                 f'{peak_memory(function) / 2**20:.0f} MiB',
             ]
-    lines += [f'| {" | ".join(row)} |' for row in cells.values()]
-    return '\n'.join(lines)
+    times = ('training step', 'ratio', 'peak memory', 'inference', 'ratio', 'peak memory')
+    return '\n'.join([*lines, markdown_table(('config', *times), cells.values())])
 
 
 def _contender(

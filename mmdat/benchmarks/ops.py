@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..analysis.tables import markdown_table
 from ..ops import deformable_attention
 from ..ops.deformable_attention import offset_unit, reference_points
 from .timing import device_name, interleaved_timings, peak_memory
@@ -54,15 +55,13 @@ def benchmark_ops(backends: list[str], shapes: tuple[Shape, ...] = SHAPES, repea
         Markdown: medians with half the inter-quartile range, how many times as fast as the reference, and
         the peak memory of a training step beyond the inputs.
     """
-    lines = [
+    head = (
         f'{device_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, heads of '
         f'{HEAD_DIMS} channels, medians of {repeats} with half the inter-quartile range, taking turns. '
         'Shapes are queries x keys, heads. Times are in ms, ratios say how many times as fast as the '
-        'reference. Memory is the peak of a training step beyond its inputs.',
-        '',
-        '| shape | backend | forward | ratio | training step | ratio | memory |',
-        '|-|-|-|-|-|-|-|',
-    ]
+        'reference. Memory is the peak of a training step beyond its inputs.'
+    )
+    table = []
     for shape in shapes:
         contenders = {name: _calls(shape, name) for name in ('reference', *backends)}
         rows = {name: [str(shape), name] for name in contenders}
@@ -73,8 +72,9 @@ def benchmark_ops(backends: list[str], shapes: tuple[Shape, ...] = SHAPES, repea
                 rows[name] += [f'{1e3 * timing.median:.2f} ± {1e3 * timing.spread:.2f}', f'{ratio:.2f}']
         for name, calls in contenders.items():
             rows[name].append(f'{peak_memory(calls["step"]) / 2**20:.0f} MiB')
-        lines += [f'| {" | ".join(row)} |' for row in rows.values()]
-    return '\n'.join(lines)
+        table += rows.values()
+    columns = ('shape', 'backend', 'forward', 'ratio', 'training step', 'ratio', 'memory')
+    return f'{head}\n\n{markdown_table(columns, table)}'
 
 
 def random_inputs(shape: Shape) -> list[Tensor]:

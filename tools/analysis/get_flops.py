@@ -5,6 +5,7 @@ from mmengine.config import Config
 
 from mmdat.analysis.flops import count_complexity, default_shape
 from mmdat.analysis.paper import paper_rows, to_markdown
+from mmdat.analysis.tables import markdown_table
 
 
 def main():
@@ -21,9 +22,9 @@ def main():
         return
     cfg = Config.fromfile(args.config)
     height, width = args.shape or default_shape(cfg)
-    print(f'| {height} x {width} | GFLOPs | M parameters |\n|-|-|-|')
-    for part, count in count_complexity(cfg, (height, width)).items():
-        print(f'| {part} | {count.flops / 1e9:.2f} | {count.parameters / 1e6:.2f} |')
+    counts = count_complexity(cfg, (height, width))
+    rows = [(part, f'{c.flops / 1e9:.2f}', f'{c.parameters / 1e6:.2f}') for part, c in counts.items()]
+    print(markdown_table((f'{height} x {width}', 'GFLOPs', 'M parameters'), rows))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,1 @@
+"""Speed and memory, measured fairly: what the tables in `docs/` are made with."""
