@@ -1,9 +1,8 @@
-_base_ = 'dat_t_40k_ade20k.py'
+_base_ = 'dat_pp_t_40k_ade20k.py'
 
 model = dict(
     backbone=dict(
         arch='plus_small',
-        key_strides=(8, 4, 2, 1),
         drop_path_rate=0.4,
         init_cfg=dict(checkpoint='mmdat://dat_pp_small_in1k_224'),
     ),

@@ -1,11 +1,6 @@
-_base_ = 'dat_t_40k_ade20k.py'
+_base_ = ['dat_t_40k_ade20k.py', '../_base_/models/dat_pp_backbone.py']
 
 model = dict(
-    backbone=dict(
-        arch='plus_tiny',
-        key_strides=(8, 4, 2, 1),
-        drop_path_rate=0.4,
-        init_cfg=dict(checkpoint='mmdat://dat_pp_tiny_in1k_224'),
-    ),
+    backbone=dict(_delete_=True, **_base_.dat_pp_backbone, drop_path_rate=0.4),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
