@@ -176,7 +176,8 @@ def test_no_compiler(checkout):
     status, _, err, _ = checkout.set_up()
     assert status == 1
     assert err.count('\n') == 1
-    assert 'needs a C++ compiler, found no c++ on PATH' in err
+    assert 'needs a C++17 compiler, but `c++ -std=c++17` does not compile an empty program' in err
+    assert 'apt-get install g++' in err
     assert not (checkout.root / '.venv').exists()
 
 
@@ -185,7 +186,7 @@ def test_old_compiler(checkout):
     checkout.add_command('g++-4', 'exit 1')
     status, _, err, _ = checkout.set_up(CXX='g++-4')
     assert status == 1
-    assert 'g++-4 -std=c++17 does not compile' in err
+    assert '`g++-4 -std=c++17` does not compile' in err
 
 
 def test_no_headers(checkout):
@@ -221,10 +222,10 @@ def test_goes_on_after_a_failure(checkout):
     assert "no network for ['onedl-mmcv']" in err
     assert 'calling this again goes on from here' in err
 
-    status, out, _, calls = checkout.set_up()
+    status, _, _, calls = checkout.set_up()
     assert status == 0
-    assert calls[0] == MMCV
-    assert '[3/5]' in out.splitlines()[0]
+    assert calls[:3] == [BUILD, TORCH, MMCV], 'pip itself skips what is there'
+    assert calls[-1] == '--editable'
 
 
 def test_mmcv_without_ops_is_reported_and_compiled_again(checkout):
@@ -238,23 +239,19 @@ def test_mmcv_without_ops_is_reported_and_compiled_again(checkout):
 
 def test_uninstalled_ops_are_missed(ready):
     (ready.site / 'mmcv/_ext.py').unlink()
-    status, out, _, calls = ready.set_up()
-    assert status == 0
-    assert '[3/5]' in out
-    assert calls == [MMCV, OPENCV]
-
-
-def test_new_pins_redo_their_step_and_those_after(ready):
-    requirements = ready.root / 'requirements.txt'
-    text = requirements.read_text()
-    requirements.write_text(text.replace('ruff==', 'ruff==1'))
     status, _, _, calls = ready.set_up()
     assert status == 0
-    assert len(calls) == 2
-    assert 'ruff' in calls[0]
+    assert calls[2:4] == [MMCV, OPENCV]
+    assert (ready.site / 'mmcv/_ext.py').exists()
 
-    requirements.write_text(text.replace('torch==', 'torch==1'))
-    assert ready.set_up()[3][:3] == [TORCH, MMCV, OPENCV]
+
+def test_new_pins_are_installed(ready):
+    requirements = ready.root / 'requirements.txt'
+    requirements.write_text(requirements.read_text().replace('ruff==', 'ruff==1'))
+    status, _, _, calls = ready.set_up()
+    assert status == 0
+    assert 'ruff' in calls[4]
+    assert ready.set_up() == (0, '', '', [])
 
 
 def test_gpu_without_cuda_compiler(checkout):
@@ -263,7 +260,7 @@ def test_gpu_without_cuda_compiler(checkout):
     status, _, err, calls = checkout.set_up(GPU='1')
     assert status == 1
     assert calls == [BUILD, TORCH]
-    assert 'there is no CUDA compiler (nvcc), and this PyTorch needs that of CUDA 12.x' in err
+    assert 'there is no CUDA compiler (nvcc). Install the toolkit of CUDA 12.8' in err
     assert 'MMDAT_CPU_ONLY=1' in err
 
     cuda = checkout.bin.parent / 'cuda'
@@ -273,7 +270,7 @@ def test_gpu_without_cuda_compiler(checkout):
     nvcc.chmod(0o755)
     status, _, err, _ = checkout.set_up(GPU='1', CUDA_HOME=str(cuda))
     assert status == 1
-    assert 'is of CUDA 13.0, while this PyTorch needs 12.x' in err
+    assert 'is of CUDA 13.0. Install the toolkit of CUDA 12.8' in err
 
     assert checkout.set_up(GPU='1', MMDAT_CPU_ONLY='1')[0] == 0
     assert checkout.set_up(GPU='1') == (0, '', '', [])
@@ -309,7 +306,7 @@ def test_half_installed_package_is_installed_again(ready):
         (info / 'INSTALLER').write_text('pip')
         (info / 'RECORD').write_text(f'{info.stem}.py,sha256=0,1\n{info.name}/RECORD,,\n')
     (ready.site / 'whole-1.0.py').write_text('1')
-    (ready.root / '.venv/setup/mmdat.done').unlink()
+    (ready.root / '.venv/setup.done').unlink()
     status, out, _, _ = ready.set_up()
     assert status == 0
     assert 'cut-1.0 is only half installed' in out
