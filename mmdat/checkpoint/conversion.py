@@ -18,8 +18,7 @@ from .errors import CheckpointError, join_names, join_patterns
 from .fitting import fit
 from .identity import describe, name_arch, record_identity, require_generation
 from .loading import check_weights
-from .reading import SAFETENSORS_SUFFIX, SUFFIXES, read_checkpoint
-from .safetensors import write_safetensors
+from .reading import SAFETENSORS_SUFFIX, SUFFIXES, read_checkpoint, require_safetensors
 from .sources import find_checkpoint
 from .weights import interpret
 
@@ -49,6 +48,8 @@ def convert_checkpoint(
     """
     if not destination.endswith(SUFFIXES):
         raise CheckpointError(f'{destination} must end in {", ".join(SUFFIXES)}')
+    if destination.endswith(SAFETENSORS_SUFFIX):
+        require_safetensors(destination)  # before any work
     content = read_checkpoint(find_checkpoint(source))
     weights = interpret(content, source, generation=generation)
     if not weights.identity:
@@ -87,9 +88,10 @@ def convert_checkpoint(
 
 
 def _write(path: str, state_dict: Mapping[str, Tensor], identity: Mapping, meta: Mapping) -> None:
-    weights = OrderedDict((key, value.detach().clone()) for key, value in state_dict.items())
+    weights = OrderedDict((key, value.detach().clone().contiguous()) for key, value in state_dict.items())
     if path.endswith(SAFETENSORS_SUFFIX):
-        write_safetensors(path, weights, {'format': 'pt', 'mmdat': json.dumps(meta['mmdat'])})
+        metadata = {'format': 'pt', 'mmdat': json.dumps(meta['mmdat'])}
+        require_safetensors(path).save_file(weights, path, metadata)
     else:
         record_identity(weights, identity)
         torch.save({'meta': dict(meta), 'state_dict': weights}, path)

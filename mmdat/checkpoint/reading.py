@@ -5,13 +5,14 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from .allowed import allowed_globals
 from .errors import CheckpointError
-from .safetensors import read_safetensors
 
 PYTORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt')
 SAFETENSORS_SUFFIX = '.safetensors'
@@ -57,11 +58,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
     path = osp.expanduser(path)
     kind = _sniff(path)
     if kind == 'safetensors':
-        try:
-            tensors, metadata = read_safetensors(path)
-        except Exception as error:  # damage shows in a dozen types
-            raise CheckpointError(_damaged(path, error)) from error
-        return {'meta': metadata, 'state_dict': tensors}
+        return _read_safetensors(path)
     try:
         with torch.serialization.safe_globals(allowed_globals()), warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -76,6 +73,30 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds no weights but a {type(content).__name__}')
     return content
+
+
+def _read_safetensors(path: str) -> dict:
+    safetensors = require_safetensors(path)
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+            return {'meta': dict(file.metadata() or {}), 'state_dict': tensors}
+    except Exception as error:  # damage shows in several types
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def require_safetensors(path: str) -> ModuleType:
+    """The package, an optional extra.
+
+    Raises:
+        CheckpointError: If it is not installed.
+    """
+    try:
+        return import_module('safetensors.torch')
+    except ImportError as error:
+        raise CheckpointError(
+            f'{path} needs the package safetensors: `pip install safetensors`, or use a .pth file'
+        ) from error
 
 
 def _read_trusted(path: str, map_location: Any) -> Any:

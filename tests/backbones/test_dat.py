@@ -98,7 +98,9 @@ def test_equals_the_authors_code(name):
         assert deviation < 1e-4, f'{name} {key}: {deviation} standard deviations'
 
 
-@pytest.mark.parametrize('name', ['cvpr_base_224', 'cvpr_r3_2_128', 'det_base_200x333', 'det_tiny_96x100', 'pp_stretch_160x192'])
+@pytest.mark.parametrize(
+    'name', ['cvpr_base_224', 'cvpr_r3_2_128', 'det_base_200x333', 'det_tiny_96x100', 'pp_stretch_160x192']
+)
 def test_each_backend_equals_the_authors_code(name, backend, monkeypatch):
     monkeypatch.setenv('MMDAT_BACKEND', backend)
     dtype, tolerance = (torch.float32, 1e-5) if backend == 'cpu' else (torch.float64, 1e-9)

@@ -1,5 +1,6 @@
 import io
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from published import MALICIOUS, Planted, installed_yacs, save_malicious
+from safetensors.torch import save_file
 
 from mmdat.checkpoint import CheckpointError, read_checkpoint, trust_checkpoints
-from mmdat.checkpoint.safetensors import read_safetensors, write_safetensors
 
 WEIGHTS = {'stages.0.norm.bias': torch.arange(3.0), 'stages.0.norm.weight': torch.ones(3)}
 
@@ -171,18 +172,26 @@ def test_truncated_older_format(tmp_path, keep):
 def test_safetensors_round_trip(tmp_path):
     path = tmp_path / 'x.safetensors'
     tensors = {
-        'a': torch.randn(2, 3).T,
+        'a': torch.randn(2, 3),
         'b': torch.tensor(7),
         'c': torch.zeros(0, 4, dtype=torch.float16),
         'd': torch.randn(3).bfloat16(),
         'e': torch.tensor([True, False]),
     }
-    write_safetensors(path, tensors, {'format': 'pt'})
-    read, metadata = read_safetensors(path)
-    assert metadata == {'format': 'pt'}
+    save_file(tensors, path, {'format': 'pt'})
+    content = read_checkpoint(str(path))
+    assert content['meta'] == {'format': 'pt'}
+    read = content['state_dict']
     assert read.keys() == tensors.keys()
     for key, value in tensors.items():
         assert read[key].dtype == value.dtype
         assert torch.equal(read[key], value)
     path.write_bytes(path.read_bytes()[:-1])
     assert 'incomplete or damaged' in refusal(path)
+
+
+def test_safetensors_is_an_extra(tmp_path, monkeypatch):
+    path = tmp_path / 'x.safetensors'
+    save_file(WEIGHTS, path)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    assert '`pip install safetensors`' in refusal(path)
