@@ -32,6 +32,15 @@ _PLUS_NAMES = {
 # Settings that only the DAT++ code has, in the configuration that a classifier file may hold.
 _PLUS_SETTINGS = {'use_lpus', 'ksizes', 'nat_ksizes', 'log_cpb', 'layer_scale_values'}
 
+# What gives the attention of a block away. Shifted windows have the names of others.
+_BLOCKS = {
+    'attn.relative_position_bias_table': 'L',
+    'attn.relative_bias': 'N',
+    'attn.offset.conv.weight': 'D',
+    'attn.kv.weight': 'P',
+    'attn.weight.weight': 'Q',
+}
+
 
 def record_identity(state_dict: Mapping[str, Tensor], identity: Mapping, prefix: str = 'backbone') -> None:
     """Writes what is known of a backbone into a state dict, as `DAT` does itself."""
@@ -90,6 +99,43 @@ def derive_generation(keys: Iterable[str], config: Any, source: str) -> str | No
         both = ', but '.join(f'{reason}: {GENERATIONS[name]}' for name, reason in reasons.items())
         raise CheckpointError(f'{source} contradicts itself: {both}')
     return next(iter(reasons), None)
+
+
+def derive_architecture(backbone: Mapping[str, Tensor], derived: Iterable[str]) -> dict:
+    """Channels, depths and kinds of blocks.
+
+    Args:
+        backbone: Weights by our names.
+        derived: The buffers of the authors' file. Only they tell shifted windows from others, by a mask.
+
+    Returns:
+        `embed_dims`, `depths` and, if they are all known, `blocks`, as in `DAT.identity`.
+    """
+    if 'stages.0.blocks.0.norm1.weight' not in backbone:
+        return {}
+    masks = (re.search(r'stages\.(\d)\.attns\.(\d+)\.attn_mask', key) for key in derived)
+    masked = {(int(match[1]), int(match[2])) for match in masks if match}
+    stages = [
+        ''.join('S' if (i, j) in masked else letter for j, letter in enumerate(letters))
+        for i, letters in enumerate(_letters(backbone))
+    ]
+    architecture = dict(
+        embed_dims=len(backbone['stages.0.blocks.0.norm1.weight']), depths=tuple(map(len, stages))
+    )
+    if '?' not in ''.join(stages) and (masked or 'L' not in ''.join(stages)):
+        architecture['blocks'] = tuple(stages)
+    return architecture
+
+
+def _letters(backbone: Mapping[str, Tensor]) -> list[str]:
+    """The attention of each block of each stage, `?` where unknown."""
+    stages: dict[int, dict[int, str]] = {}
+    for key in backbone:
+        if match := re.match(r'stages\.(\d)\.blocks\.(\d+)\.(.+)', key):
+            blocks = stages.setdefault(int(match[1]), {})
+            block = int(match[2])
+            blocks[block] = _BLOCKS.get(match[3]) or blocks.get(block, '?')
+    return [''.join(stages[i][j] for j in sorted(stages[i])) for i in sorted(stages)]
 
 
 def require_generation(identity: Mapping, source: str, how: str = '') -> None:

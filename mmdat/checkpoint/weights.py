@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .architecture import derive_architecture
 from .errors import CheckpointError, join_names
-from .identity import GENERATIONS, derive_generation, recorded_identity
+from .identity import GENERATIONS, derive_architecture, derive_generation, recorded_identity
 from .official import DERIVED_BUFFERS, from_official
 
 _BARE_BACKBONE = ('patch_proj.', 'patch_embed.')

@@ -1,6 +1,6 @@
-from ..checkpoint.conversion import convert_checkpoint
 from .cli import add_trust_argument, base_parser, run_tool
 from .config import load_config, resume
+from .conversion import convert_checkpoint
 from .hooks import StrictCheckpointHook
 from .preflight import PreflightError, preflight
 from .runner import build_model, build_runner

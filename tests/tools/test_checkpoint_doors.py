@@ -84,7 +84,7 @@ DOORS = {
         ['train.py', 'config.py'],
         ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint={}'],
     ),
-    'converter': (['convert_checkpoint.py', '{}', 'clean.pth'], []),
+    'converter': (['convert_checkpoint.py', '{}', 'clean.pth', '--config', 'config.py'], []),
     'pictures': (['visualize_key_points.py', 'config.py', '{}', 'image.png'], []),
 }
 

@@ -1,42 +1,27 @@
-from pathlib import Path
-
 import pytest
 import torch
-from goldens import FOLDERS, case_settings, read_golden
+from goldens import case_settings, read_golden
+from narrow import ARCH
 from published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
 from mmdat.backbones import DAT
-from mmdat.checkpoint import CheckpointError, from_official, interpret, load_pretrained, read_checkpoint
-from mmdat.checkpoint.architecture import derive_settings
-from mmdat.checkpoint.conversion import convert_checkpoint
-
-# Rows of the ablations that no released file has, and that our modules lack.
-OTHERS = 'cvpr_dwcmlp_128 cvpr_stemdim_128 pp_layerscale_128 pp_logcpb_128 pp_nooff_128 pp_x_128'.split()
-GOLDENS = sorted(
-    path.stem
-    for path in next(filter(Path.is_dir, FOLDERS)).glob('*.json')
-    if not path.stem.startswith(('grad_', 'cvpr_resize')) and path.stem not in OTHERS
-)
+from mmdat.backbones.dat import ARCHITECTURES
+from mmdat.checkpoint import CheckpointError, from_official, load_pretrained, read_checkpoint
+from mmdat.engine import convert_checkpoint
 
 
-@pytest.mark.parametrize('name', GOLDENS)
-def test_the_architecture_is_read_off_the_weights(name):
-    case, _ = read_golden(name)
-    generation = 'cvpr' if case['model'] == 'cvpr' else 'plus'
-    weights = interpret({'model': weights_of(name)}, f'{name}.pth', generation=generation)
-    settings = derive_settings(weights.backbone, weights.identity)
-    expected = DAT(**case_settings(case) | dict(out_indices=settings['out_indices']))
-    model = DAT(**settings)
-    model.load_state_dict(weights.backbone, strict=True)
-    assert model.identity['depths'] == expected.identity['depths']
-    for key in ('embed_dims', 'generation', 'blocks'):
-        assert model.identity[key] == expected.identity[key], key
-    if '_base_' in name:  # as released; the ablations hide the heads of some stages
-        assert model.identity == expected.identity
-    assert {k: v.shape for k, v in model.state_dict().items()} == {
-        k: v.shape for k, v in expected.state_dict().items()
-    }
+@pytest.fixture
+def narrow_arch(monkeypatch):
+    """An arch that is small enough for tests, by name."""
+    monkeypatch.setitem(ARCHITECTURES, 'narrow', dict(generation='cvpr', **ARCH))
+
+
+def classifier(case: dict) -> nn.Module:
+    """A model of a golden case, as far as its file says: a backbone with the last map, and a linear head."""
+    backbone = DAT(**case_settings(case) | dict(out_indices=(3,)))
+    head = nn.ModuleDict({'fc': nn.Linear(backbone.norm3.normalized_shape[0], 10)})
+    return nn.ModuleDict({'backbone': backbone, 'head': head})
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -51,7 +36,7 @@ def test_classifiers(tmp_path, name, file_name, generation, suffix):
     case, _ = read_golden(name)
     path = save_classifier(tmp_path / file_name, weights_of(name), case['config'], 'module.')
     clean = str(tmp_path / 'out' / f'clean{suffix}')
-    report = convert_checkpoint(path, clean)
+    report = convert_checkpoint(path, clean, classifier(case))
     weights = from_official(weights_of(name))
     assert f'{len(weights)} weights loaded' in report
     assert 'renamed: cls_head.weight -> head.fc.weight (1)' in report
@@ -73,17 +58,25 @@ def test_classifiers(tmp_path, name, file_name, generation, suffix):
         load_pretrained(DAT(**other), clean)
 
 
-def test_a_detector(tmp_path):
-    weights = {f'backbone.{key}': value for key, value in weights_of('det_base_128x192').items()}
+def test_by_arch_neck_and_head_are_taken_as_they_are(tmp_path, narrow_arch):
+    backbone = nn.ModuleDict({'backbone': DAT('narrow', out_indices=(1, 2, 3))}).state_dict()
     heads = {'neck.lateral_convs.0.conv.weight': torch.ones(2), 'bbox_head.retina_cls.bias': torch.ones(3)}
-    path = save_mmcv(tmp_path / 'epoch_12.pth', weights | heads)
+    path = save_mmcv(tmp_path / 'epoch_12.pth', {**backbone, **heads})
     clean = str(tmp_path / 'clean.pth')
-    report = convert_checkpoint(path, clean)
+    report = convert_checkpoint(path, clean, 'narrow', 'cvpr')
     assert 'taken as they are, for want of a config: neck.lateral_convs.*.conv.weight' in report
     assert 'meta.config' in report
     content = read_checkpoint(clean)
     assert content['meta']['CLASSES'] == ('person', 'bicycle')
     assert content['meta'].keys() == {'CLASSES', 'PALETTE', 'mmdat'}
+
+
+def test_by_arch_tables_of_other_sizes_are_refused(tmp_path, narrow_arch):
+    model = nn.ModuleDict({'backbone': DAT('narrow', img_size=256)})
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'of another image or window size .* --config names a config'):
+        convert_checkpoint(str(tmp_path / 'x.pth'), str(tmp_path / 'clean.pth'), 'narrow')
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
 
 
 def test_with_a_model(tmp_path):
@@ -95,16 +88,16 @@ def test_with_a_model(tmp_path):
     path, clean = tmp_path / 'epoch_12.pth', tmp_path / 'clean.pth'
     save_mmcv(path, weights | {'neck.weight': torch.ones(2, 2)})
     with pytest.raises(CheckpointError, match=r'1 missing: neck\.bias'):
-        convert_checkpoint(str(path), str(clean), model=model)
+        convert_checkpoint(str(path), str(clean), model)
     assert not clean.exists()
     save_mmcv(path, weights | {'neck.weight': torch.ones(2, 2), 'neck.bias': torch.ones(2)})
-    report = convert_checkpoint(str(path), str(clean), model=model)
+    report = convert_checkpoint(str(path), str(clean), model)
     assert 'attn.position_bias_table: (2, 111, 111) -> (2, 47, 47)' in report
     assert 'for want of a config' not in report
 
 
-def test_our_training_files_shrink(tmp_path):
-    backbone = DAT(**case_settings(read_golden('pp_base_128')[0]))
+def test_our_training_files_shrink(tmp_path, narrow_arch):
+    backbone = DAT('narrow')
     content = {
         'meta': {'epoch': 3, 'cfg': 'x = 1', 'dataset_meta': {'classes': ('a', 'b')}},
         'state_dict': nn.ModuleDict({'backbone': backbone}).state_dict(),
@@ -112,7 +105,7 @@ def test_our_training_files_shrink(tmp_path):
         'message_hub': {},
     }
     torch.save(content, tmp_path / 'epoch_3.pth')
-    report = convert_checkpoint(str(tmp_path / 'epoch_3.pth'), str(tmp_path / 'clean.pth'))
+    report = convert_checkpoint(str(tmp_path / 'epoch_3.pth'), str(tmp_path / 'clean.pth'), 'narrow')
     assert 'dropped, not weights: optimizer, message_hub, meta.epoch, meta.cfg' in report
     clean = read_checkpoint(str(tmp_path / 'clean.pth'))
     assert clean['meta']['dataset_meta'] == {'classes': ('a', 'b')}
@@ -126,7 +119,7 @@ def test_our_training_files_shrink(tmp_path):
 def test_nothing_is_written_in_vain(tmp_path, destination, message):
     path = save_classifier(tmp_path / 'mine.pth', weights_of('cvpr_base_128w4'))
     with pytest.raises(CheckpointError, match=message):
-        convert_checkpoint(path, str(tmp_path / destination))
+        convert_checkpoint(path, str(tmp_path / destination), 'tiny')
     assert [path.name for path in tmp_path.iterdir()] == ['mine.pth']
 
 
@@ -140,6 +133,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(OSError, match='No space'):
-        convert_checkpoint(path, str(tmp_path / 'clean.pth'))
+        convert_checkpoint(path, str(tmp_path / 'clean.pth'), classifier(read_golden('cvpr_base_128w4')[0]))
     assert (tmp_path / 'clean.pth').read_text() == 'old'
     assert len(list(tmp_path.iterdir())) == 2

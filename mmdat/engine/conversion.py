@@ -12,22 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import DAT
+from ..checkpoint import CheckpointError, check_weights, find_checkpoint, fit, interpret, read_checkpoint
+from ..checkpoint.errors import join_names, join_patterns
+from ..checkpoint.identity import describe, name_arch, record_identity, require_generation
+from ..checkpoint.reading import SAFETENSORS_SUFFIX, SUFFIXES, require_safetensors
 from ..version import __version__
-from .architecture import derive_settings
-from .errors import CheckpointError, join_names, join_patterns
-from .fitting import fit
-from .identity import describe, name_arch, record_identity, require_generation
-from .loading import check_weights
-from .reading import SAFETENSORS_SUFFIX, SUFFIXES, read_checkpoint, require_safetensors
-from .sources import find_checkpoint
-from .weights import interpret
 
 # What MMEngine's libraries read of a file besides its weights.
 _KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
 
 def convert_checkpoint(
-    source: str, destination: str, generation: str | None = None, model: nn.Module | None = None
+    source: str, destination: str, model: nn.Module | str, generation: str | None = None
 ) -> str:
     """Writes a clean file.
 
@@ -36,9 +32,9 @@ def convert_checkpoint(
     Args:
         source: As in `load_pretrained`.
         destination: File to write, in the safetensors format if its suffix is `.safetensors`.
+        model: Whole model to fit the weights to, with its sizes of bias tables; or the name of an arch, as
+            in `DAT`, whose backbone the file must fit as it is, while neck and head are taken unseen.
         generation: `'cvpr' | 'plus'`, for files that do not tell.
-        model: Whole model to fit the weights to, with its sizes of bias tables. By default the backbone that
-            the weights describe; necks and heads are taken as they are.
 
     Returns:
         What was renamed, resized and dropped, in prose.
@@ -56,12 +52,19 @@ def convert_checkpoint(
         raise CheckpointError(f'{source} holds no DAT, but {join_names(weights.state_dict, 5)}')
     require_generation(weights.identity, source, ', by --generation')
     unchecked = {}
-    if model is None:
-        model = nn.ModuleDict({'backbone': DAT(**derive_settings(weights.backbone, weights.identity))})
+    by_arch = isinstance(model, str)
+    if by_arch:
+        norms = tuple(i for i in range(4) if f'norm{i}.weight' in weights.backbone)
+        model = nn.ModuleDict({'backbone': DAT(model, out_indices=norms or (0, 1, 2, 3))})
         unchecked = {k: v for k, v in weights.state_dict.items() if not k.startswith('backbone.')}
     check_weights(weights, model)
     fitted, report = fit(weights, model.state_dict() | unchecked)
-    report.check()
+    report.check(': a config with the right settings is given by --config' if by_arch else '')
+    if by_arch and report.resized:
+        raise CheckpointError(
+            f'{source} is of another image or window size than its arch, whose bias tables differ '
+            f'({report.resized[0]}): --config names a config with the right sizes'
+        )
 
     meta = content.get('meta') or {}
     record = {**weights.identity, 'arch': name_arch(weights.identity), 'mmdat_version': __version__}
