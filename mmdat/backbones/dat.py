@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import check_identity, load_pretrained
+from ..checkpoint import adapt_state_dict, check_identity, load_pretrained
 from ..layers import (
     MLP,
     ConvStem,
@@ -373,6 +373,7 @@ class DAT(BaseModule):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if 'generation' in local_metadata:
             check_identity(local_metadata, self.identity, 'the state dict')
+        adapt_state_dict(state_dict, self, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def train(self, mode: bool = True):
