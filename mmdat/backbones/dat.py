@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import check_identity, load_pretrained
+from ..checkpoint import adapt_state_dict, check_identity, load_pretrained
 from ..layers import (
     MLP,
     ConvStem,
@@ -24,8 +24,10 @@ from ..layers import (
     Downsample,
     DropPath,
     NeighborhoodAttention,
+    OutputNorm,
     SpatialReductionAttention,
     WindowAttention,
+    keep_in_graph,
 )
 
 # Table 1: C, blocks, heads and offset groups of the stages, after the generation of the model. Stages 1
@@ -274,7 +276,7 @@ class DAT(BaseModule):
             ]
             self.stages.append(DATStage(downsample, blocks, with_cp))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
+            self.add_module(f'norm{i}', OutputNorm(dims[i]))
         self._freeze()
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
@@ -292,9 +294,17 @@ class DAT(BaseModule):
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                out = getattr(self, f'norm{i}')(x)
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+                outs.append(self._norm(i, x))
         return tuple(outs)
+
+    def _norm(self, i: int, x: Tensor) -> Tensor:
+        """The map of stage `i` as it is returned."""
+        norm = getattr(self, f'norm{i}')
+        if self.training and torch.is_grad_enabled() and not torch.jit.is_tracing():
+            # necks and heads may leave maps out, whose norms get no other gradient
+            others = [getattr(self, f'norm{j}') for j in self.out_indices if j != i]
+            x = keep_in_graph(x, [p for other in others for p in other.parameters()])
+        return norm(x)
 
     @torch.no_grad()
     def sampling_locations(self, img: Tensor) -> dict[str, Tensor]:
@@ -363,6 +373,7 @@ class DAT(BaseModule):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if 'generation' in local_metadata:
             check_identity(local_metadata, self.identity, 'the state dict')
+        adapt_state_dict(state_dict, self, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def train(self, mode: bool = True):

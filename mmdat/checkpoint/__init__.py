@@ -3,7 +3,7 @@
 from .errors import CheckpointError
 from .fitting import LoadReport, fit, resize_bias_tables
 from .identity import check_identity
-from .loading import check_weights, load_model, load_pretrained
+from .loading import adapt_state_dict, check_weights, load_model, load_pretrained
 from .official import from_official
 from .reading import read_checkpoint, trust_checkpoints
 from .sources import find_checkpoint
@@ -13,6 +13,7 @@ __all__ = [
     'CheckpointError',
     'LoadReport',
     'Weights',
+    'adapt_state_dict',
     'check_identity',
     'check_weights',
     'find_checkpoint',

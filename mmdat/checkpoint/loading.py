@@ -2,10 +2,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import CheckpointError, join_names
-from .fitting import LoadReport, fit
+from .fitting import LoadReport, fit, resize_bias_tables
 from .identity import check_identity
 from .reading import read_checkpoint
 from .sources import find_checkpoint
@@ -33,16 +33,67 @@ def load_pretrained(
     """
     content = read_checkpoint(find_checkpoint(checkpoint))
     weights = interpret(content, checkpoint, prefix, generation)
-    if not weights.identity:
-        names = join_names(weights.state_dict, 5)
-        raise CheckpointError(f'{checkpoint} holds no DAT, but {names}')
-    check_weights(weights, backbone, ", in init_cfg=dict(type='Pretrained', ..., generation=...)")
-    target = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
-    fitted, report = fit(weights, target, backbone_only=True)
-    report.check()
-    backbone.load_state_dict({key.removeprefix('backbone.'): value for key, value in fitted.items()})
+    fitted, report = _fit_backbone(
+        weights, backbone, ", in init_cfg=dict(type='Pretrained', ..., generation=...)"
+    )
+    backbone.load_state_dict(fitted)
     print_log(str(report), logger='current')
     return report
+
+
+def adapt_state_dict(state_dict: dict[str, Any], backbone: nn.Module, prefix: str) -> None:
+    """Makes a state dict fit a `DAT`, in place, whoever is about to load it.
+
+    Weights of the authors get their names here, as in `load_pretrained`, and bias tables of other sizes are
+    resized.
+
+    Args:
+        state_dict: Of a model.
+        backbone: The `DAT`.
+        prefix: Where it is in the model, such as `'backbone.'`.
+
+    Raises:
+        CheckpointError: If there is nothing for the backbone, which would stay as initialised; if weights of
+            the authors do not fit it, or do not tell their generation.
+    """
+    source = f'the state dict for {prefix.removesuffix(".")}' if prefix else 'the state dict'
+    names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+    parameters = {name: p.detach() for name, p in backbone.named_parameters()}
+    if any(name.startswith('patch_proj.') for name in names):
+        of_authors = {f'backbone.{name}': state_dict.pop(prefix + name) for name in names}
+        fitted, report = _fit_backbone(
+            interpret({'state_dict': of_authors}, source),
+            backbone,
+            ", in init_cfg=dict(type='Pretrained', checkpoint=FILE, generation=...) of the backbone",
+        )
+        message = str(report)
+    else:
+        known = tuple(f'{part}.' for part, _ in backbone.named_children())
+        if parameters and not any(name.startswith(known) for name in names):
+            raise CheckpointError(
+                f'{source} holds no weights of a DAT ({join_names(names, 5) or "nothing at all"}), so the '
+                'backbone would stay random: classifiers of the authors load by init_cfg=dict('
+                "type='Pretrained', checkpoint=FILE) of the backbone, and weights for a part of a model into it"
+            )
+        tables = {name: state_dict[prefix + name] for name in names if name in parameters}
+        fitted, resized = resize_bias_tables(tables, parameters)
+        if not resized:
+            return
+        message = f'{source}: resized (bicubic): {join_names(resized)}'
+    state_dict.update({prefix + name: value for name, value in fitted.items()})
+    print_log(message, logger='current')
+
+
+def _fit_backbone(weights: Weights, backbone: nn.Module, where: str) -> tuple[dict[str, Tensor], LoadReport]:
+    """The values to load, by the backbone's own names, and the report, which is free of problems."""
+    if not weights.identity:
+        names = join_names(weights.state_dict, 5)
+        raise CheckpointError(f'{weights.source} holds no DAT, but {names}')
+    check_weights(weights, backbone, where)
+    target = {f'backbone.{name}': p.detach() for name, p in backbone.named_parameters()}
+    fitted, report = fit(weights, target, backbone_only=True)
+    report.check()
+    return {key.removeprefix('backbone.'): value for key, value in fitted.items()}, report
 
 
 def load_model(

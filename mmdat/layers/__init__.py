@@ -5,6 +5,7 @@ from .downsample import ConvStem, Downsample
 from .drop_path import DropPath
 from .mlp import MLP
 from .neighborhood_attention import NeighborhoodAttention
+from .output_norm import OutputNorm, keep_in_graph
 from .spatial_reduction_attention import SpatialReductionAttention
 from .window_attention import WindowAttention
 
@@ -17,6 +18,8 @@ __all__ = [
     'Downsample',
     'DropPath',
     'NeighborhoodAttention',
+    'OutputNorm',
     'SpatialReductionAttention',
     'WindowAttention',
+    'keep_in_graph',
 ]

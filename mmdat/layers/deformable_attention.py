@@ -3,8 +3,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention, deformable_attention, sample_features
-from ..ops.deformable_attention import Coordinates, offset_unit, reference_points
+from ..ops.deformable_attention import Coordinates, offset_units, reference_points
+from ..ops.sizes import is_traced
 from .depthwise_conv import DepthwiseConv
+from .precision import Conv2d, PreciseLinear
 
 
 class OffsetNetwork(nn.Module):
@@ -19,15 +21,16 @@ class OffsetNetwork(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, stride: int):
         super().__init__()
-        self.conv = nn.Conv2d(
-            channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels
-        )
+        self.conv = Conv2d(channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels)
         self.act = nn.GELU()
-        self.proj = nn.Linear(channels, 2, bias=False)  # a bias would shift all points at once
+        self.proj = PreciseLinear(channels, 2, bias=False)  # a bias would shift all points at once
 
     def forward(self, q: Tensor) -> Tensor:
-        """Maps queries `(B, C, H, W)` to offsets `(B, H_k, W_k, 2)`, last dimension `(y, x)`."""
+        """Maps queries `(B, C, H, W)` to offsets `(B, H_k, W_k, 2)`, last dimension `(y, x)`.
+
+        Offsets are in float32 at least: positions need more digits than bfloat16 has.
+        """
         x = self.conv(q).permute(0, 2, 3, 1)
         return self.proj(self.act(self.norm(x)))
 
@@ -142,14 +145,14 @@ class DeformableAttention(nn.Module):
             points = points + offsets
             return points.tanh() if self.coordinates == 'half_pixel' else points.clamp(-1, 1)
         # dp <- s tanh(dp), with s in cells of the key grid
-        unit = points.new_tensor([offset_unit(size, self.coordinates) for size in grid])
+        unit = offset_units(*grid, self.coordinates, dtype=dtype, device=q.device)
         return points + offsets.tanh() * (self.offset_range * unit)
 
     def _fixed_bias(self, height: int, width: int) -> Tensor | None:
         if self.pos_bias != 'fixed':
             return None
         size = height * width, self._num_keys(height) * self._num_keys(width)
-        if size == self.position_bias_table.shape[1:]:
+        if not is_traced(*size) and size == self.position_bias_table.shape[1:]:
             return self.position_bias_table
         return F.interpolate(self.position_bias_table[None], size, mode='bilinear', align_corners=True)[0]
 

@@ -2,7 +2,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import sample_features
-from ..ops.deformable_attention import offset_unit, query_points
+from ..ops.deformable_attention import offset_units, query_points
+from .precision import PreciseLinear
 
 
 class DeformableDETRAttention(nn.Module):
@@ -22,7 +23,7 @@ class DeformableDETRAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.num_points = num_points
-        self.offset = nn.Linear(embed_dims, num_heads * num_points * 2)
+        self.offset = PreciseLinear(embed_dims, num_heads * num_points * 2)
         self.weight = nn.Linear(embed_dims, num_heads * num_points)
         self.v = nn.Linear(embed_dims, embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
@@ -46,6 +47,6 @@ class DeformableDETRAttention(nn.Module):
         _, height, width, _ = x.shape
         dtype = torch.promote_types(x.dtype, torch.float32)
         queries = query_points(height, width, 'corners', dtype=dtype, device=x.device)  # the pixels
-        pixel = queries.new_tensor([2 * offset_unit(size, 'corners') for size in (height, width)])
+        pixel = 2 * offset_units(height, width, 'corners', dtype=dtype, device=x.device)
         offsets = self.offset(x).to(dtype).unflatten(-1, (self.num_heads, self.num_points, 2))
         return queries[:, :, None] + pixel * offsets.permute(0, 3, 1, 2, 4, 5)

@@ -1,6 +1,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import Conv2d
+
 
 class Downsample(nn.Module):
     """Convolution that divides the sides of a map by its stride, then layer norm.
@@ -21,7 +23,7 @@ class Downsample(nn.Module):
         super().__init__()
         kernel_size = 2 * stride - 1 if overlap else stride
         self.overlap = overlap
-        self.projection = nn.Conv2d(
+        self.projection = Conv2d(
             in_channels,
             out_channels,
             kernel_size,

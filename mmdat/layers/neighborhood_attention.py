@@ -3,6 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import neighborhood_attention
+from ..ops.sizes import at_least
 
 
 class NeighborhoodAttention(nn.Module):
@@ -30,7 +31,7 @@ class NeighborhoodAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
         _, height, width, _ = x.shape
-        missing_rows, missing_columns = (max(self.kernel_size - n, 0) for n in (height, width))
+        missing_rows, missing_columns = (at_least(self.kernel_size - n, 0) for n in (height, width))
         x = F.pad(x, (0, 0, 0, missing_columns, 0, missing_rows))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
         x = neighborhood_attention(q, k, v, self.relative_bias)

@@ -29,6 +29,6 @@ class SpatialReductionAttention(nn.Module):
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
         q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(self.reduction(x)).flatten(1, 2)
-        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         z = attention(q, k, v).transpose(1, 2).flatten(2)
         return self.proj(z).view(x.shape)

@@ -61,7 +61,7 @@ class WindowAttention(nn.Module):
             kinds = window_kinds(padded_height // size, padded_width // size, x.device)
             bias = bias + self.shift_masks[kinds].unsqueeze(1)
         x = window_partition(x, size)  # (B, windows, N, C)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
         x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
         x = window_reverse(self.proj(x), padded_height, padded_width)
         if shift:

@@ -8,6 +8,7 @@ and recomputes the chunks in the backward pass, which costs less than storing th
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 CACHED_NUMBERS = 2**17  # of a chunk of the input, for each thread: an MLP's hidden ones then take 2 MiB
 
@@ -16,8 +17,8 @@ def computes_in_chunks(x: Tensor, *layers: nn.Module) -> bool:
     """Whether a map may be computed in chunks, with the weights of these linear layers.
 
     Other devices hide what chunks avoid. What only follows the operations (tracing, compilation, fake
-    tensors), changes their dtype (autocast) or has replaced or hooked a layer (adapters) gets the plain
-    formula, as do short dtypes, in which sums over chunks would be rough.
+    tensors, counters of FLOPs), changes their dtype (autocast) or has replaced or hooked a layer (adapters)
+    gets the plain formula, as do short dtypes, in which sums over chunks would be rough.
     """
     return (
         x.device.type == 'cpu'
@@ -26,6 +27,7 @@ def computes_in_chunks(x: Tensor, *layers: nn.Module) -> bool:
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
         and all(
             type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
             for layer in layers

@@ -55,6 +55,13 @@ def test_equals_mmengine(name):
     assert count(cfg, (64, 104)).flops == mmengine_count(cfg, (64, 104))
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_mmengine_counts_attention_that_an_operator_would_compute():
+    cfg = Config.fromfile(ROOT / 'configs/imagenet/dat_t_300e_in1k.py')
+    narrow(cfg.model)
+    assert count(cfg, (320, 320)).flops == mmengine_count(cfg, (320, 320))
+
+
 @pytest.mark.parametrize(
     ('name', 'giga'),
     [

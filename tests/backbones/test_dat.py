@@ -3,11 +3,13 @@ import re
 import pytest
 import torch
 from goldens import build_golden_model, make_input, read_golden
+from mmengine.utils.dl_utils import is_norm
 from narrow import ARCH
 from torch import nn
 
 from mmdat.backbones import DAT
 from mmdat.layers import DropPath
+from mmdat.layers.deformable_attention import OffsetNetwork
 
 CVPR = dict(key_strides=(1, 1, 2, 1))
 PLUS = dict(arch=ARCH | dict(generation='plus'))
@@ -293,6 +295,86 @@ def test_ddp_finds_no_unused_parameters(tmp_path, settings):
             sum(out.mean() for out in model(torch.randn(1, 3, 64, 64))).backward()
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ('settings', 'used'),
+    [({}, (1, 2, 3)), (PLUS, (3,)), (dict(out_indices=(1, 3)), (3,)), (dict(frozen_stages=1), (2, 3))],
+)
+def test_ddp_trains_heads_that_leave_maps_out(tmp_path, settings, used):
+    """The norms of the maps that are left out get gradients of zero."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        backbone = narrow_dat(**settings)
+        model = nn.parallel.DistributedDataParallel(backbone)
+        for _ in range(3):
+            maps = dict(zip(backbone.out_indices, model(torch.randn(1, 3, 64, 64))))
+            sum(maps[i].square().sum() for i in used).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for i in backbone.out_indices:
+        for p in getattr(backbone, f'norm{i}').parameters():
+            assert (p.grad is not None) == p.requires_grad
+            assert not p.requires_grad or bool(p.grad.any()) == (i in used)
+
+
+def test_gradients_of_the_norms_of_other_maps_change_no_number():
+    results = []
+    for training in (True, False):
+        model = narrow_dat().train(training)
+        nn.init.constant_(model.norm0.weight, torch.inf)
+        maps = model(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        sum(out.square().sum() for out in maps[1:]).backward()
+        results.append([*maps[1:], *(p.grad for n, p in model.named_parameters() if 'norm0' not in n)])
+        assert (model.norm0.weight.grad is None) == (not training)
+    assert all(torch.equal(with_, without) for with_, without in zip(*results))
+
+
+def test_class_activation_maps():
+    """mmpretrain's `vis_cam.py` takes the last norm of the backbone, and an output of it `(B, C, H, W)`."""
+    backbone = narrow_dat(out_indices=(3,)).eval()
+    head = nn.Linear(128, 5)
+    *_, (name, target) = [(n, m) for n, m in backbone.named_modules() if is_norm(m)]
+    assert name == 'norm3'
+    activations, gradients = [], []
+
+    def record(module, args, out):
+        activations.append(out)
+        out.register_hook(gradients.append)
+
+    target.register_forward_hook(record)
+    (out,) = backbone(torch.randn(1, 3, 96, 160))
+    head(out.mean((2, 3)))[0, 2].backward()
+    assert activations[0].shape == gradients[0].shape == (1, 128, 3, 5)
+    cam = (gradients[0].mean((2, 3), keepdim=True) * activations[0]).sum(1)
+    torch.testing.assert_close(cam * 15, torch.einsum('bchw,c->bhw', out, head.weight[2]))
+
+
+TRACED = [
+    CVPR,
+    CVPR | dict(pos_bias='fixed'),
+    PLUS,
+    PLUS | dict(offset_range=0),
+    dict(key_strides=(8, 4, 2, 1), block_patterns=('P', 'P', 'LQ', 'QP')),
+]
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('settings', TRACED)
+@pytest.mark.parametrize('backend', [None, 'portable'])
+def test_a_trace_is_right_at_other_sizes(settings, backend, monkeypatch):
+    if backend:
+        monkeypatch.setenv('MMDAT_BACKEND', backend)
+    model = narrow_dat(**settings).eval()
+    for module in model.modules():
+        if isinstance(module, OffsetNetwork):
+            nn.init.normal_(module.proj.weight)  # so that the unit of offsets matters
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(1, 3, 96, 128), check_trace=False)
+        for size in [(96, 128), (64, 64), (130, 75), (224, 224), (1, 1), (33, 300)]:
+            x = torch.randn(2, 3, *size)
+            for out, expected in zip(traced(x), model(x)):
+                torch.testing.assert_close(out, expected, atol=1e-5, rtol=0, msg=str(size))
 
 
 def test_layer_wise_learning_rate_decay():

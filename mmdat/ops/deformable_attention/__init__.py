@@ -1,4 +1,4 @@
-from .coordinates import Coordinates, offset_unit, query_points, reference_points
+from .coordinates import Coordinates, offset_unit, offset_units, query_points, reference_points
 from .functional import deformable_attention, explain
 from .reference import deformable_attention_reference, relative_position_bias, sample_features
 
@@ -8,6 +8,7 @@ __all__ = [
     'deformable_attention_reference',
     'explain',
     'offset_unit',
+    'offset_units',
     'query_points',
     'reference_points',
     'relative_position_bias',

@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..sizes import at_least, is_traced
+
 Coordinates = Literal['half_pixel', 'corners']
 
 
@@ -54,15 +56,29 @@ def offset_unit(size: int, coordinates: Coordinates = 'half_pixel') -> float:
     return 1 / _intervals(size, coordinates)
 
 
+def offset_units(
+    height: int,
+    width: int,
+    coordinates: Coordinates = 'half_pixel',
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """`offset_unit` of both axes, `(2,)`, made on the device."""
+    one = torch.ones((), dtype=dtype, device=device)
+    return torch.stack([one / _intervals(size, coordinates) for size in (height, width)])
+
+
 def _grid(height, width, shift, coordinates, dtype, device) -> Tensor:
     def axis(size: int) -> Tensor:
-        if size == 1:
+        if not is_traced(size) and size == 1:
             return torch.zeros(1, dtype=dtype, device=device)
         steps = torch.arange(size, dtype=dtype, device=device) + shift
-        return 2 * steps / _intervals(size, coordinates) - 1
+        points = 2 * steps / _intervals(size, coordinates) - 1
+        return points * (size != 1) if is_traced(size) else points
 
     return torch.stack(torch.meshgrid(axis(height), axis(width), indexing='ij'), dim=-1)
 
 
 def _intervals(size: int, coordinates: Coordinates) -> int:
-    return size if coordinates == 'half_pixel' else max(size - 1, 1)
+    return size if coordinates == 'half_pixel' else at_least(size - 1, 1)

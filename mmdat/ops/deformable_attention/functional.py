@@ -4,6 +4,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..sizes import is_traced
 from . import cpu
 from .coordinates import Coordinates
 from .library import operator
@@ -47,7 +48,8 @@ def deformable_attention(
         coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
         backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
-            these inputs. `explain` tells which that is.
+            these inputs. `explain` tells which that is. `torch.jit.trace`, which cannot record sizes in
+            an operator, always gets the reference.
         dropout: Probability in [0, 1) that an attention weight is dropped, by the reference only.
 
     Returns:
@@ -57,7 +59,8 @@ def deformable_attention(
         ValueError: If shapes do not fit each other, or `backend` is unknown or cannot serve these inputs.
     """
     inputs = q, k, v, bias_table, sampling_locations
-    _check_shapes(*inputs, query_size)
+    if not is_traced(*query_size):
+        _check_shapes(*inputs, query_size)
     backend, _ = _choose_backend(*inputs, query_size, dropout, backend)
     if backend == 'reference':
         return deformable_attention_reference(*inputs, query_size, coordinates, dropout)
@@ -88,6 +91,8 @@ def _choose_backend(
     q, k, v, bias_table, sampling_locations, query_size, dropout: float, name: str | None
 ) -> tuple[str, str]:
     """The one place where a backend is chosen: its name, and why."""
+    if is_traced(*query_size):
+        return 'reference', 'a trace records the equations, which hold for maps of every size'
     asked_by = 'the argument `backend`'
     if name is None:
         name, asked_by = os.environ.get('MMDAT_BACKEND') or None, 'the variable MMDAT_BACKEND'
