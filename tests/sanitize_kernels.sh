@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: bash tests/sanitize_kernels.sh
-# It takes some minutes, so .ci/run leaves it out; run it after each change in mmdat/ops/csrc.
+# It takes some minutes, so .ci/run leaves it out; run it after each change in mmdat/ops/native/csrc.
 set -euo pipefail
 
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

@@ -1,7 +1,7 @@
 from torch import Tensor, nn
 
-from ..ops.chunks import chunk_rows, computes_in_chunks
-from ..ops.mlp import ChunkedMLP
+from ..ops.native.chunks import chunk_rows, computes_in_chunks
+from ..ops.native.mlp import ChunkedMLP
 from .depthwise_conv import DepthwiseConv
 
 MIN_CHUNKS = 4  # with less, recomputation costs more than it saves

@@ -3,8 +3,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention
-from ..ops.chunks import chunk_rows, computes_in_chunks
-from ..ops.window_attention import (
+from ..ops.native.chunks import chunk_rows, computes_in_chunks
+from ..ops.native.windows import (
     ChunkedWindowAttention,
     shift_masks,
     window_kinds,

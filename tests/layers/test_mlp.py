@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from mmdat.layers import MLP
-from mmdat.ops import chunks
+from mmdat.ops.native import chunks
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.float64, 1e-13)])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmdat.layers import WindowAttention
-from mmdat.ops import chunks, window_kernel
-from mmdat.ops.window_attention import (
+from mmdat.ops.native import chunks, window_kernel
+from mmdat.ops.native.windows import (
     shift_masks,
     window_kinds,
     window_partition,

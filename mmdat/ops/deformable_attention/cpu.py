@@ -1,4 +1,4 @@
-"""The C++ kernel for CPUs, `mmdat/ops/csrc/deformable_attention.cpp`, in float32."""
+"""The C++ kernel for CPUs, `mmdat/ops/native/csrc/deformable_attention.cpp`, in float32."""
 
 import ctypes
 import logging
@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from ..build import BuildError, load_library
+from ..native.build import BuildError, load_library
 from .coordinates import Coordinates, query_points
 
 _logger = logging.getLogger('mmdat')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdat.ops import build
+from mmdat.ops.native import build
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def test_of_concurrent_processes_one_compiles(cache, tmp_path):
     compiler.chmod(0o755)
     program = f"""
         from pathlib import Path
-        from mmdat.ops import build
+        from mmdat.ops.native import build
         build.SOURCES = Path({str(build.SOURCES)!r})
         assert build.load_library('answer').answer() == 42
     """
     command = [sys.executable, '-c', textwrap.dedent(program)]
-    env = {**os.environ, 'CXX': str(compiler), 'PYTHONPATH': str(Path(build.__file__).parents[2])}
+    env = {**os.environ, 'CXX': str(compiler), 'PYTHONPATH': str(Path(build.__file__).parents[3])}
     processes = [subprocess.Popen(command, env=env) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert (tmp_path / 'runs').read_text() == 'run\n'
@@ -96,7 +96,7 @@ def test_without_the_kernels_the_others_serve_and_one_line_says_so(tmp_path):
         **os.environ,
         'CXX': 'no-such-compiler',
         'XDG_CACHE_HOME': str(tmp_path),
-        'PYTHONPATH': str(Path(build.__file__).parents[2]),
+        'PYTHONPATH': str(Path(build.__file__).parents[3]),
     }
     command = [sys.executable, '-c', textwrap.dedent(program)]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
