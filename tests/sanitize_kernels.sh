@@ -11,4 +11,4 @@ export XDG_CACHE_HOME=$cache MMDAT_CXXFLAGS='-O1 -g -fno-omit-frame-pointer -fsa
 export ASAN_OPTIONS=detect_leaks=0
 preload="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)"
 LD_PRELOAD=$preload .venv/bin/python -m pytest -q -k 'cpu or window' \
-    tests/ops/deformable_attention/test_backends.py tests/layers/test_window_attention.py "$@"
+    tests/ops/deformable/test_backends.py tests/layers/test_window_attention.py "$@"

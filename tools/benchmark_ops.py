@@ -3,7 +3,7 @@ import argparse
 import torch
 
 from mmdat.engine import run_tool
-from mmdat.ops.deformable_attention.functional import BACKENDS
+from mmdat.ops.deformable.dispatch import BACKENDS
 from mmdat.utils.op_benchmark import SHAPES, benchmark_ops
 
 

@@ -1,5 +1,5 @@
-from .attention import attention
-from .deformable_attention import deformable_attention, explain, sample_features
-from .neighborhood_attention import neighborhood_attention
+from .deformable import deformable_attention, explain, sample_features
+from .dense import attention
+from .neighborhood import neighborhood_attention
 
 __all__ = ['attention', 'deformable_attention', 'explain', 'neighborhood_attention', 'sample_features']

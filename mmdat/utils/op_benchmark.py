@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import deformable_attention
-from ..ops.deformable_attention import offset_unit, reference_points
+from ..ops.deformable import offset_unit, reference_points
 from .benchmark import device_name, interleaved_timings, peak_memory
 
 HEAD_DIMS = 32

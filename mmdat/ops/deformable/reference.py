@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import attention
+from ..dense import attention
 from .coordinates import Coordinates, query_points
 
 

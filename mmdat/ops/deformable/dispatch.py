@@ -4,9 +4,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from . import cpu
+from .backends import cpu
 from .coordinates import Coordinates
-from .library import operator
+from .operator import operator
 from .reference import deformable_attention_reference
 
 BACKENDS = ('reference', 'portable', 'cpu')

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .coordinates import Coordinates, query_points
+from ..coordinates import Coordinates, query_points
 
 BLOCK_SIZE = 2**20  # numbers in the largest tensor of a block of keys
 MIN_KEYS = 64  # in a block even so, because each block passes over all queries
@@ -37,7 +37,7 @@ def forward(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    """Fills `out` and `lse`, see `library.py`."""
+    """Fills `out` and `lse`, see `operator.py`."""
     out.zero_()
     largest = torch.full_like(lse, -math.inf)
     total = torch.zeros_like(lse)
@@ -70,7 +70,7 @@ def backward(
     lse: Tensor,
     grads: tuple[Tensor, ...],
 ) -> None:
-    """Fills `grads`, see `library.py`."""
+    """Fills `grads`, see `operator.py`."""
     grad_q, grad_k, grad_v, grad_table, grad_locations = grads
     grad_q.zero_()
     grad_table.zero_()

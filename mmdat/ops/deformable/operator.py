@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import cpu, portable
+from .backends import cpu, portable
 
 BACKENDS = {'cpu': cpu, 'portable': portable}
 

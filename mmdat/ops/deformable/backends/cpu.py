@@ -7,8 +7,8 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from ..native.build import BuildError, load_library
-from .coordinates import Coordinates, query_points
+from ...native.build import BuildError, load_library
+from ..coordinates import Coordinates, query_points
 
 _logger = logging.getLogger('mmdat')
 
@@ -50,7 +50,7 @@ def forward(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    """Fills `out` and `lse`, see `library.py`."""
+    """Fills `out` and `lse`, see `operator.py`."""
     if not len(q):  # no images
         return
     q, k, v = (_with_contiguous_rows(t) for t in (q, k, v))
@@ -73,7 +73,7 @@ def backward(
     lse: Tensor,
     grads: tuple[Tensor, ...],
 ) -> None:
-    """Fills `grads`, see `library.py`."""
+    """Fills `grads`, see `operator.py`."""
     if not len(q):
         grads[3].zero_()
         return

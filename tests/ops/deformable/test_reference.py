@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdat.ops import deformable_attention, sample_features
-from mmdat.ops.deformable_attention import offset_unit, query_points, reference_points
+from mmdat.ops.deformable import offset_unit, query_points, reference_points
 
 
 def tent_interpolation(image: torch.Tensor, y: float, x: float) -> torch.Tensor:

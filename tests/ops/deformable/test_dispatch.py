@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmdat.ops import deformable_attention, explain
-from mmdat.ops.deformable_attention import cpu, functional
+from mmdat.ops.deformable import dispatch
+from mmdat.ops.deformable.backends import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +64,10 @@ def test_argument_and_variable_choose(monkeypatch, with_kernel):
     assert explain(*arguments(3)).startswith('reference: ')
 
 
-@pytest.mark.parametrize('backend', functional.BACKENDS)
+@pytest.mark.parametrize('backend', dispatch.BACKENDS)
 def test_what_is_explained_is_what_runs(backend, monkeypatch):
     ran = []
-    monkeypatch.setattr(functional, 'operator', lambda q, *args: ran.append(args[-1]) or (q, None))
+    monkeypatch.setattr(dispatch, 'operator', lambda q, *args: ran.append(args[-1]) or (q, None))
     monkeypatch.setattr(cpu, 'load', lambda: (object(), ''))
     deformable_attention(*arguments(3), backend=backend)
     assert ran == ([] if backend == 'reference' else [backend])

@@ -8,8 +8,8 @@ from memory import PeakMemory
 
 from mmdat.layers import DeformableAttention
 from mmdat.ops import deformable_attention
-from mmdat.ops.deformable_attention import portable
-from mmdat.ops.deformable_attention.library import backward_operator, operator
+from mmdat.ops.deformable.backends import portable
+from mmdat.ops.deformable.operator import backward_operator, operator
 
 NAMES = ('q', 'k', 'v', 'bias_table', 'sampling_locations')
 fast_backends = pytest.mark.parametrize('backend', ['portable', 'cpu'], indirect=True)
