@@ -38,7 +38,7 @@ def coco_root() -> Path:
 def backend(request) -> str:
     """Name of each backend of deformable attention that this machine has."""
     if request.param == 'cpu':
-        library, obstacle = cpu.load()
-        if library is None:
+        kernel, obstacle = cpu.load()
+        if kernel is None:
             pytest.skip(obstacle)
     return request.param

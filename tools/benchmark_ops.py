@@ -3,7 +3,7 @@ import argparse
 import torch
 
 from mmdat.engine import run_tool
-from mmdat.ops.deformable.dispatch import BACKENDS
+from mmdat.ops.deformable.backends import BACKENDS
 from mmdat.utils.op_benchmark import SHAPES, benchmark_ops
 
 
@@ -11,7 +11,9 @@ def main():
     parser = argparse.ArgumentParser(
         description='The backends of deformable attention, taking turns with the reference in one process'
     )
-    parser.add_argument('backends', nargs='*', default=BACKENDS[1:], metavar='BACKEND', help='portable, cpu')
+    parser.add_argument(
+        'backends', nargs='*', default=list(BACKENDS), metavar='BACKEND', help=', '.join(BACKENDS)
+    )
     names = [str(shape) for shape in SHAPES]
     parser.add_argument('--only', choices=names, metavar='SHAPE', help='; '.join(names))
     parser.add_argument('--repeats', type=int, default=9)

@@ -1,22 +1,11 @@
-import os
-from math import prod
-
-import torch
 from torch import Tensor
 
-from .backends import cpu
+from ..ladder import REFERENCE, asked_for, check_name, choose, explain_choice, transform_reason
+from .backends import BACKENDS, DeformableBackend, ladder
 from .coordinates import Coordinates
-from .operator import operator
+from .inputs import Inputs
+from .operator import OPERATORS
 from .reference import deformable_attention_reference
-
-BACKENDS = ('reference', 'portable', 'cpu')
-
-# From how many logits on a backend is faster than the reference: the kernel by all logits, the portable one,
-# which computes head by head, by those of a head. On GPUs, where nobody has measured it, the portable backend
-# takes over where each copy of the logits would need 1 GiB.
-MIN_LOGITS_CPU = 2**15
-MIN_LOGITS_OF_A_HEAD = 700_000
-MIN_LOGITS_ELSEWHERE = 2**28
 
 
 def deformable_attention(
@@ -28,7 +17,6 @@ def deformable_attention(
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
     backend: str | None = None,
-    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of a regular grid of queries to deformed keys, Equation (9) of the paper.
 
@@ -48,7 +36,6 @@ def deformable_attention(
         backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
             these inputs. `explain` tells which that is.
-        dropout: Probability in [0, 1) that an attention weight is dropped, by the reference only.
 
     Returns:
         `(B, M, H * W, d)` in the dtype of `v`.
@@ -56,14 +43,13 @@ def deformable_attention(
     Raises:
         ValueError: If shapes do not fit each other, or `backend` is unknown or cannot serve these inputs.
     """
-    inputs = q, k, v, bias_table, sampling_locations
-    _check_shapes(*inputs, query_size)
-    backend, _ = _choose_backend(*inputs, query_size, dropout, backend)
-    if backend == 'reference':
-        return deformable_attention_reference(*inputs, query_size, coordinates, dropout)
-    # positions and softmax need more digits than half precision has
-    dtype = torch.promote_types(sampling_locations.dtype, torch.promote_types(v.dtype, torch.float32))
-    out, _ = operator(*(t.to(dtype) for t in inputs), *query_size, coordinates, backend)
+    inputs = Inputs(q, k, v, bias_table, sampling_locations, query_size, coordinates)
+    inputs.check_shapes()
+    chosen = _choose(inputs, backend)
+    if chosen is None:
+        return deformable_attention_reference(*inputs)
+    tensors = (t.to(dtype) for t, dtype in zip(inputs.tensors(), chosen.dtypes(inputs)))
+    out, _ = OPERATORS[chosen.name].forward(*tensors, query_size, coordinates)
     return out.to(v.dtype)
 
 
@@ -76,72 +62,35 @@ def explain(
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
     backend: str | None = None,
-    dropout: float = 0.0,
 ) -> str:
     """The backend that `deformable_attention` takes for the same arguments, and why: `'cpu: ...'`."""
-    inputs = q, k, v, bias_table, sampling_locations
-    _check_shapes(*inputs, query_size)
-    return '{}: {}'.format(*_choose_backend(*inputs, query_size, dropout, backend))
-
-
-def _choose_backend(
-    q, k, v, bias_table, sampling_locations, query_size, dropout: float, name: str | None
-) -> tuple[str, str]:
-    """The one place where a backend is chosen: its name, and why."""
-    asked_by = 'the argument `backend`'
-    if name is None:
-        name, asked_by = os.environ.get('MMDAT_BACKEND') or None, 'the variable MMDAT_BACKEND'
-    dtype = torch.promote_types(sampling_locations.dtype, v.dtype)
+    inputs = Inputs(q, k, v, bias_table, sampling_locations, query_size, coordinates)
+    inputs.check_shapes()
+    _choose(inputs, backend)  # an error if that is one
+    name, asked_by = _asked_for(backend)
     if name is not None:
-        if name not in BACKENDS:
-            raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {BACKENDS}')
-        if name == 'cpu' and (obstacle := _obstacle_to_cpu(q.device, dtype, bias_table, query_size)):
-            raise ValueError(f'{asked_by} asks for the cpu backend, but {obstacle}')
-        if name != 'reference' and dropout:
-            raise ValueError(f'{asked_by} asks for the {name} backend, but only the reference has {dropout=}')
-        return name, f'asked for by {asked_by}'
-    if dropout:
-        return 'reference', 'only this one drops attention weights'
-
-    logits = prod(q.shape[:3]) * k.shape[2]
-    if q.device.type == 'meta':
-        return 'reference', 'tensors without numbers cost what the equations cost'
-    if logits < MIN_LOGITS_CPU:
-        return 'reference', f'nothing is faster for {logits} logits'
-    obstacle = _obstacle_to_cpu(q.device, dtype, bias_table, query_size)
-    if obstacle is None:
-        return 'cpu', f'it is the fastest for {logits} logits, with {cpu.load()[1]}'
-    on_cpu = q.device.type == 'cpu'
-    if (q.shape[2] * k.shape[2] < MIN_LOGITS_OF_A_HEAD) if on_cpu else (logits < MIN_LOGITS_ELSEWHERE):
-        return 'reference', f'nothing is faster for {logits} logits where {obstacle}'
-    return 'portable', f'{obstacle}, and {logits} logits are too many for the reference'
+        return f'{name}: asked for by {asked_by}'
+    if reason := transform_reason():
+        return f'{REFERENCE}: {reason}'
+    return explain_choice(ladder(inputs.q.device.type), inputs)
 
 
-def _obstacle_to_cpu(device, dtype, bias_table, query_size) -> str | None:
-    """Why the kernel for CPUs cannot serve, or `None`."""
-    if device.type != 'cpu':
-        return f'the tensors are on {device.type}'
-    if dtype != torch.float32:
-        return f'the kernel computes in float32, not in {dtype}'
-    if cpu.scratch(bias_table, query_size) > cpu.MAX_SCRATCH:
-        return f'a table {tuple(bias_table.shape)} spread over {query_size[1]} columns takes too much memory'
-    library, reason = cpu.load()
-    return None if library else reason
+def _choose(inputs: Inputs, name: str | None) -> DeformableBackend | None:
+    """The one place where a backend is chosen; `None` stands for the reference."""
+    name, asked_by = _asked_for(name)
+    if name is None:
+        return None if transform_reason() else choose(ladder(inputs.q.device.type), inputs)
+    if name == REFERENCE:
+        return None
+    backend = BACKENDS[name]
+    if reasons := backend.not_supported_reasons(inputs):
+        raise ValueError(f'{asked_by} asks for the {name} backend, but {"; ".join(reasons)}')
+    return backend
 
 
-def _check_shapes(q, k, v, bias_table, sampling_locations, query_size) -> None:
-    height, width = query_size
-    _, num_heads, num_queries, _ = q.shape
-    groups = sampling_locations.shape[1]
-    if num_queries != height * width:
-        raise ValueError(f'query_size={tuple(query_size)} does not fit {num_queries} queries')
-    if num_heads % groups or bias_table.shape[0] != num_heads:
-        raise ValueError(
-            'the heads of q, the tables and the groups must fit each other, got '
-            f'{num_heads=}, tables={bias_table.shape[0]}, {groups=}'
-        )
-    if k.shape != v.shape or k.shape[2] != sampling_locations.shape[2] or not k.shape[2]:
-        raise ValueError(
-            'k and v need a row for each sampling location, of which there must be one at least, got '
-            f'k {tuple(k.shape)}, v {tuple(v.shape)}, {sampling_locations.shape[2]} locations'
-        )
+def _asked_for(name: str | None) -> tuple[str | None, str]:
+    """The backend that is asked for, if any, and by what."""
+    if name is None:
+        return asked_for(), 'the variable MMDAT_BACKEND'
+    check_name(name, 'the argument `backend`')
+    return name, 'the argument `backend`'

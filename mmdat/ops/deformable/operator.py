@@ -1,106 +1,106 @@
-"""Registration of the kernels with PyTorch, for autograd, `torch.compile` and `torch.export`.
+"""Registration of the backends with PyTorch, for autograd, `torch.compile` and `torch.export`.
 
-One pair of operators stands for all backends that have a backward pass of their own:
-`mmdat::deformable_attention` and `mmdat::deformable_attention_backward`, which take the backend's name. A
-backend is a module with the functions
-
-    forward(q, k, v, bias_table, sampling_locations, query_size, coordinates, out, lse)
-    backward(grad_out, q, k, v, bias_table, sampling_locations, query_size, coordinates, out, lse, grads)
-
-that fill the tensors `out` and `lse`, or the five of `grads`, which stand in the order of the inputs and are
-not initialised. `lse`, `(B, M, N_q)`, is the natural logarithm of the softmax's denominator, which saves the
-backward pass one run over the keys. All tensors have one dtype, and autocast is off. Outputs and gradients of
-queries, keys and values are laid out as `(B, N, M, d)`, which is what the linear layers around attention read
-and write.
+Each backend is a pair of operators, `mmdat::deformable_attention_NAME` and `..._NAME_backward`, for the
+devices that it is written for: on others PyTorch refuses the call. The operators check what a kernel relies
+on, because an exported graph, or a user, may call them with anything.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import CustomOpDef, custom_op
 
-from .backends import cpu, portable
+from .backends import BACKENDS, DeformableBackend
+from .inputs import Inputs
 
-BACKENDS = {'cpu': cpu, 'portable': portable}
-
-
-@custom_op('mmdat::deformable_attention', mutates_args=())
-def operator(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    sampling_locations: Tensor,
-    height: int,
-    width: int,
-    coordinates: str,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    out, lse = _empty_outputs(q)
-    with torch.autocast(q.device.type, enabled=False):
-        BACKENDS[backend].forward(
-            q, k, v, bias_table, sampling_locations, (height, width), coordinates, out, lse
-        )
-    return out, lse
+_INPUTS = (
+    'Tensor q, Tensor k, Tensor v, Tensor bias_table, Tensor sampling_locations, '
+    'SymInt[] query_size, str coordinates'
+)
 
 
-@custom_op('mmdat::deformable_attention_backward', mutates_args=())
-def backward_operator(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    sampling_locations: Tensor,
-    height: int,
-    width: int,
-    coordinates: str,
-    backend: str,
-    out: Tensor,
-    lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = q, k, v, bias_table, sampling_locations
-    grads = _empty_grads(*inputs)
-    with torch.autocast(q.device.type, enabled=False):
-        BACKENDS[backend].backward(grad_out, *inputs, (height, width), coordinates, out, lse, grads)
-    return grads
+class Operators(NamedTuple):
+    """`forward(*inputs)` returns `out, lse`; `backward(grad_out, out, lse, *inputs)` five gradients."""
+
+    forward: CustomOpDef
+    backward: CustomOpDef
 
 
-@operator.register_fake
-def _(q, k, v, bias_table, sampling_locations, height, width, coordinates, backend):
-    return _empty_outputs(q)
+def _register(backend: DeformableBackend) -> Operators:
+    name = f'mmdat::deformable_attention_{backend.name}'
 
+    def forward(*args) -> tuple[Tensor, Tensor]:
+        inputs = _checked(args)
+        out, lse = _empty_outputs(inputs)
+        with torch.autocast(out.device.type, enabled=False):
+            backend.forward(inputs, out, lse)
+        return out, lse
 
-@backward_operator.register_fake
-def _(grad_out, q, k, v, bias_table, sampling_locations, height, width, coordinates, backend, out, lse):
-    return _empty_grads(q, k, v, bias_table, sampling_locations)
+    def backward(grad_out: Tensor, out: Tensor, lse: Tensor, *args) -> tuple[Tensor, ...]:
+        inputs = _checked(args)
+        if grad_out.shape != out.shape or out.shape != inputs.q.shape or lse.shape != out.shape[:-1]:
+            raise ValueError(f'{name}_backward: grad_out, out and lse do not fit q {tuple(inputs.q.shape)}')
+        grads = _empty_grads(inputs)
+        with torch.autocast(out.device.type, enabled=False):
+            backend.backward(inputs, grad_out.to(out.dtype), out, lse, grads)
+        return grads
 
+    def _checked(args) -> Inputs:
+        inputs = Inputs(*args)
+        inputs.check_shapes()
+        dtypes = tuple(t.dtype for t in inputs.tensors())
+        if dtypes != backend.dtypes(inputs):
+            raise ValueError(f'{name} takes tensors of {backend.dtypes(inputs)}, got {dtypes}')
+        if reasons := backend.not_supported_reasons(inputs):
+            raise ValueError(f'{name} cannot serve: {"; ".join(reasons)}')
+        return inputs
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.height, ctx.width, ctx.coordinates, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_out, grad_lse):
-    if grad_out is None:
-        return (None,) * 9
-    *inputs, out, lse = ctx.saved_tensors
-    grads = backward_operator(
-        grad_out, *inputs, ctx.height, ctx.width, ctx.coordinates, ctx.backend, out, lse
+    settings = dict(mutates_args=(), device_types=backend.device_type)
+    forward_op = custom_op(name, forward, schema=f'({_INPUTS}) -> (Tensor, Tensor)', **settings)
+    backward_op = custom_op(
+        f'{name}_backward',
+        backward,
+        schema=f'(Tensor grad_out, Tensor out, Tensor lse, {_INPUTS}) '
+        '-> (Tensor, Tensor, Tensor, Tensor, Tensor)',
+        **settings,
     )
-    return *grads, None, None, None, None
+    forward_op.register_fake(lambda *args: _empty_outputs(Inputs(*args)))
+    backward_op.register_fake(lambda grad_out, out, lse, *args: _empty_grads(Inputs(*args)))
+
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.query_size, ctx.coordinates = inputs
+        ctx.save_for_backward(*output, *tensors)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx, grad_out, grad_lse):
+        if grad_out is None:
+            return (None,) * 7
+        grads = backward_op(grad_out, *ctx.saved_tensors, ctx.query_size, ctx.coordinates)
+        return *grads, None, None
+
+    forward_op.register_autograd(differentiate, setup_context=setup_context)
+    backward_op.register_autograd(_refuse_second_derivatives)
+    return Operators(forward_op, backward_op)
 
 
-operator.register_autograd(_backward, setup_context=_setup_context)
+def _refuse_second_derivatives(ctx, *grads):
+    raise NotImplementedError(
+        'deformable attention has no second derivatives, because F.grid_sample, which samples its keys and '
+        'its bias, has none'
+    )
 
 
-def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    return _channels_last(q), q.new_empty(q.shape[:-1])
+def _empty_outputs(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    q = inputs.q
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
+    return _channels_last(q), q.new_empty(q.shape[:-1], dtype=lse_dtype)
 
 
-def _empty_grads(q, k, v, bias_table, sampling_locations) -> tuple[Tensor, ...]:
-    grads = [_channels_last(t) for t in (q, k, v)]
+def _empty_grads(inputs: Inputs) -> tuple[Tensor, ...]:
+    *rows, bias_table, sampling_locations = inputs.tensors()
+    grads = [_channels_last(t) for t in rows]
     return *grads, *(t.new_empty(t.shape) for t in (bias_table, sampling_locations))
 
 
@@ -108,3 +108,6 @@ def _channels_last(x: Tensor) -> Tensor:
     """An empty `(B, M, N, d)`, laid out as `(B, N, M, d)`."""
     batch, num_heads, length, head_dims = x.shape
     return x.new_empty(batch, length, num_heads, head_dims).transpose(1, 2)
+
+
+OPERATORS = {name: _register(backend) for name, backend in BACKENDS.items()}

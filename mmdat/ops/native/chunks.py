@@ -6,39 +6,54 @@ the CPU more than many of the operations on them. A chunk of them fits. Training
 and recomputes the chunks in the backward pass, which costs less than storing them.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..ladder import REFERENCE, Backend, Inputs, asked_for, choose, explain_choice, observer_reason
 
 CACHED_NUMBERS = 2**17  # of a chunk of the input, for each thread: an MLP's hidden ones then take 2 MiB
 
 
-def computes_in_chunks(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether a map may be computed in chunks, with the weights of these linear layers.
+def not_chunked_reasons(x: Tensor) -> list[str]:
+    """Why a map cannot be computed in chunks, or gains nothing."""
+    if x.device.type != 'cpu':
+        return [f'the map is on {x.device.type}, where chunks save nothing']
+    if reason := observer_reason(x):
+        return [reason]
+    if x.dtype not in (torch.float32, torch.float64):
+        return [f'sums over chunks are rough in {x.dtype}']
+    return []
 
-    Other devices hide what chunks avoid. What only follows the operations (tracing, compilation, fake
-    tensors), changes their dtype (autocast) or has replaced or hooked a layer (adapters) gets the plain
-    formula, as do short dtypes, in which sums over chunks would be rough.
+
+def chunk_rows(*weights: Tensor) -> int:
+    """Rows of a chunk of a map that goes through linear layers with these weights.
+
+    With gradients, those of the weights are read and written once a chunk: larger chunks make that cheap.
     """
-    return (
-        x.device.type == 'cpu'
-        and x.dtype in (torch.float32, torch.float64)
-        and type(x) is Tensor
-        and not torch.is_autocast_enabled('cpu')
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and all(
-            type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-            for layer in layers
-        )
-    )
-
-
-def chunk_rows(*layers: nn.Linear) -> int:
-    """Rows of a chunk of a map that goes through these layers.
-
-    With gradients, those of the weights are read and written once a chunk, which must not weigh.
-    """
-    channels = layers[0].in_features
-    rows_of_weights = sum(layer.weight.numel() for layer in layers) // channels
+    channels = weights[0].shape[1]
+    rows_of_weights = sum(weight.numel() for weight in weights) // channels
     least = 2 * rows_of_weights if torch.is_grad_enabled() else rows_of_weights // 2
     return max(CACHED_NUMBERS // channels, least) * torch.get_num_threads()
+
+
+def choose_layer(ladder: Sequence[Backend], inputs: Inputs) -> Backend | None:
+    """What `choose` takes, from the backend on that `MMDAT_BACKEND` asks for."""
+    return choose(_asked_part(ladder), inputs)
+
+
+def explain_layer(ladder: Sequence[Backend], inputs: Inputs) -> str:
+    """What `choose_layer` takes, and why: `'NAME: ...'`."""
+    if asked_for() == REFERENCE:
+        return f'{REFERENCE}: asked for by the variable MMDAT_BACKEND'
+    return explain_choice(_asked_part(ladder), inputs)
+
+
+def _asked_part(ladder: Sequence[Backend]) -> Sequence[Backend]:
+    """All of the ladder if `MMDAT_BACKEND` asks for none of these."""
+    name = asked_for()
+    if name == REFERENCE:
+        return ()
+    names = [backend.name for backend in ladder]
+    return ladder[names.index(name) :] if name in names else ladder
