@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmdat.ops.deformable_attention import cpu
+from mmdat.ops.deformable.backends import cpu
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / 'shared' / 'data'
@@ -38,7 +38,7 @@ def coco_root() -> Path:
 def backend(request) -> str:
     """Name of each backend of deformable attention that this machine has."""
     if request.param == 'cpu':
-        library, obstacle = cpu.load()
-        if library is None:
+        kernel, obstacle = cpu.load()
+        if kernel is None:
             pytest.skip(obstacle)
     return request.param

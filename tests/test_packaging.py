@@ -58,7 +58,7 @@ def test_wheel_carries_configs_and_tools(source, wheel):
     names = [name for name in tracked_and_new_files() if name.startswith(('configs/', 'tools/'))]
     assert sorted(carried) == sorted([*names, 'model-index.yml'])
     assert not [name for name in packed if name.startswith(('tests/', 'configs/', 'tools/'))]
-    kernels = [name for name in tracked_and_new_files() if name.startswith('mmdat/ops/csrc/')]
+    kernels = [name for name in tracked_and_new_files() if name.startswith('mmdat/ops/native/csrc/')]
     assert kernels
     assert set(kernels) <= set(packed)
 

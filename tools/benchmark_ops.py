@@ -4,14 +4,16 @@ import torch
 
 from mmdat.benchmarks.ops import SHAPES, benchmark_ops
 from mmdat.engine import run_tool
-from mmdat.ops.deformable_attention.functional import BACKENDS
+from mmdat.ops.deformable.backends import BACKENDS
 
 
 def main():
     parser = argparse.ArgumentParser(
         description='The backends of deformable attention, taking turns with the reference in one process'
     )
-    parser.add_argument('backends', nargs='*', default=BACKENDS[1:], metavar='BACKEND', help='portable, cpu')
+    parser.add_argument(
+        'backends', nargs='*', default=list(BACKENDS), metavar='BACKEND', help=', '.join(BACKENDS)
+    )
     names = [str(shape) for shape in SHAPES]
     parser.add_argument('--only', choices=names, metavar='SHAPE', help='; '.join(names))
     parser.add_argument('--repeats', type=int, default=9)

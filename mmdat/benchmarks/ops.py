@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..analysis.tables import markdown_table
 from ..ops import deformable_attention
-from ..ops.deformable_attention import offset_unit, reference_points
+from ..ops.deformable import offset_unit, reference_points
 from .timing import device_name, interleaved_timings, peak_memory
 
 HEAD_DIMS = 32

@@ -1,13 +1,16 @@
 """Downloads that are whole or not there."""
 
+import hashlib
 import os
 import os.path as osp
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -32,7 +35,7 @@ def download(url: str, path: str) -> None:
     os.makedirs(osp.dirname(path), exist_ok=True)
     root, suffix = osp.splitext(path)
     part = f'{root}.part{suffix}'
-    with _lock(f'{path}.lock'):
+    with _lock(path):
         if osp.isfile(path):  # another process was faster
             return
         have = -1
@@ -95,24 +98,13 @@ def _size(path: str) -> int:
     return osp.getsize(path) if osp.isfile(path) else 0
 
 
-@contextmanager
-def _lock(path: str) -> Iterator[None]:
-    """Excludes the other processes of this computer; the file exists for that long only."""
-    import fcntl  # here, so that the backbone can be imported where there is none
+def _lock(path: str) -> FileLock:
+    """Excludes the other processes of this user on this computer.
 
-    while True:
-        file = open(path, 'w')  # noqa: SIM115, its lock outlives this function's loop
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # its last owner may have removed it meanwhile
-        with suppress(FileNotFoundError):
-            if osp.samestat(os.fstat(file.fileno()), os.stat(path)):
-                break
-        file.close()
-    try:
-        yield
-    finally:
-        os.remove(path)
-        file.close()
+    The lock's own file stays for ever, so it does not lie beside `path`.
+    """
+    name = hashlib.sha256(f'{osp.expanduser("~")}:{osp.abspath(path)}'.encode()).hexdigest()[:16]
+    return FileLock(osp.join(tempfile.gettempdir(), f'mmdat-{name}.lock'))
 
 
 @contextmanager

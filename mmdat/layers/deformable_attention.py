@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention, deformable_attention, sample_features
-from ..ops.deformable_attention import Coordinates, offset_units, reference_points
+from ..ops.deformable import Coordinates, offset_units, reference_points
 from ..ops.sizes import is_traced
 from .depthwise_conv import DepthwiseConv
 from .precision import Conv2d, PreciseLinear
@@ -59,7 +59,7 @@ class DeformableAttention(nn.Module):
             and key; `'dwconv'`, a depth-wise convolution of the queries added to the output; or
             `None` (Table 6).
         coordinates: Where keys and queries lie, and what `offset_range` means: `'half_pixel'` in
-            CVPR'22, `'corners'` in DAT++. See `mmdat/ops/deformable_attention/coordinates.py`.
+            CVPR'22, `'corners'` in DAT++. See `mmdat/ops/deformable/coordinates.py`.
     """
 
     def __init__(

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import sample_features
-from ..ops.deformable_attention import offset_units, query_points
+from ..ops.deformable import offset_units, query_points
 from .precision import PreciseLinear
 
 

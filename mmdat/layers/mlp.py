@@ -1,10 +1,8 @@
 from torch import Tensor, nn
 
-from ..ops.chunks import chunk_rows, computes_in_chunks
-from ..ops.mlp import ChunkedMLP
+from ..ops import mlp
 from .depthwise_conv import DepthwiseConv
-
-MIN_CHUNKS = 4  # with less, recomputation costs more than it saves
+from .plain import are_plain
 
 
 class MLP(nn.Module):
@@ -25,17 +23,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
-        if self.conv is None and computes_in_chunks(x, self.fc1, self.fc2):
-            rows = chunk_rows(self.fc1, self.fc2)
-            if x.numel() >= MIN_CHUNKS * rows * x.shape[-1]:
-                return self._forward_in_chunks(x, rows)
-        x = self.fc1(x)
+        fc1, fc2 = self.fc1, self.fc2
+        if self.conv is None and are_plain(fc1, self.act, fc2):
+            return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        x = fc1(x)
         if self.conv is not None:
             x = x + self.conv(x)
-        return self.fc2(self.act(x))
-
-    def _forward_in_chunks(self, x: Tensor, rows: int) -> Tensor:
-        fc1, fc2 = self.fc1, self.fc2
-        return ChunkedMLP.apply(x.flatten(0, -2), fc1.weight, fc1.bias, fc2.weight, fc2.bias, rows).view(
-            x.shape
-        )
+        return fc2(self.act(x))

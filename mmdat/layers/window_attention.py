@@ -1,16 +1,9 @@
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import attention
-from ..ops.chunks import chunk_rows, computes_in_chunks
-from ..ops.window_attention import (
-    ChunkedWindowAttention,
-    shift_masks,
-    window_kinds,
-    window_partition,
-    window_reverse,
-)
+from ..ops import window_attention
+from ..ops.windows import attend_in_windows, shift_masks
+from .plain import are_plain
 
 
 class WindowAttention(nn.Module):
@@ -44,29 +37,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
-        bias = self.relative_position_bias()
-        if computes_in_chunks(x, self.qkv, self.proj):
-            weights = self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias
-            rows = chunk_rows(self.qkv, self.proj)
-            return ChunkedWindowAttention.apply(x, *weights, bias, self.shift_masks, self.shift, rows)
-        return self._attend(x, bias)
-
-    def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        size, shift = self.window_size, self.shift
-        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-        _, padded_height, padded_width, _ = x.shape
-        if shift:
-            x = x.roll((-shift, -shift), dims=(1, 2))
-            kinds = window_kinds(padded_height // size, padded_width // size, x.device)
-            bias = bias + self.shift_masks[kinds].unsqueeze(1)
-        x = window_partition(x, size)  # (B, windows, N, C)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
-        x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
-        x = window_reverse(self.proj(x), padded_height, padded_width)
-        if shift:
-            x = x.roll((shift, shift), dims=(1, 2))
-        return x[:, :height, :width]
+        bias, qkv, proj = self.relative_position_bias(), self.qkv, self.proj
+        if are_plain(qkv, proj):
+            weights = qkv.weight, qkv.bias, proj.weight, proj.bias
+            return window_attention(x, *weights, bias, self.shift_masks, self.shift)
+        return attend_in_windows(x, qkv, proj, bias, self.shift_masks, self.shift)
 
     def relative_position_bias(self) -> Tensor:
         """Bias of each head, `(M, N, N)` for the `N` positions of a window."""

@@ -1,8 +1,20 @@
-from .attention import attention
-from .deformable_attention import deformable_attention, explain, sample_features
+from .deformable import deformable_attention, explain, sample_features
+from .dense import attention
 from .flops import register_flops
-from .neighborhood_attention import neighborhood_attention
+from .native.mlp import explain_mlp, mlp
+from .native.windows import explain_window_attention, window_attention
+from .neighborhood import neighborhood_attention
 
-__all__ = ['attention', 'deformable_attention', 'explain', 'neighborhood_attention', 'sample_features']
+__all__ = [
+    'attention',
+    'deformable_attention',
+    'explain',
+    'explain_mlp',
+    'explain_window_attention',
+    'mlp',
+    'neighborhood_attention',
+    'sample_features',
+    'window_attention',
+]
 
 register_flops()

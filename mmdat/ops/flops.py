@@ -10,14 +10,18 @@ from math import prod
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from .deformable.backends import BACKENDS
+
 
 def register_flops() -> None:
-    """Makes the operators known to PyTorch's counter, once."""
-    operators = torch.ops.mmdat
-    if operators.deformable_attention in flop_registry:
-        return
-    register_flop_formula(operators.deformable_attention)(_count_attention)
-    register_flop_formula(operators.deformable_attention_backward)(_count_attention_backward)
+    """Makes the operators of deformable attention known to PyTorch's counter, once."""
+    for name in BACKENDS:
+        forward, backward = (
+            getattr(torch.ops.mmdat, f'deformable_attention_{name}{end}') for end in ('', '_backward')
+        )
+        if forward not in flop_registry:
+            register_flop_formula(forward)(_count_attention)
+            register_flop_formula(backward)(_count_attention_backward)
 
 
 def _count_attention(q: Sequence[int], k: Sequence[int], *_, **__) -> int:
@@ -25,7 +29,7 @@ def _count_attention(q: Sequence[int], k: Sequence[int], *_, **__) -> int:
     return 2 * _product(q, k)
 
 
-def _count_attention_backward(grad_out: Sequence[int], q: Sequence[int], k: Sequence[int], *_, **__) -> int:
+def _count_attention_backward(grad_out, out, lse, q: Sequence[int], k: Sequence[int], *_, **__) -> int:
     """Logits once more, and the gradients of weights, values, queries and keys."""
     return 5 * _product(q, k)
 

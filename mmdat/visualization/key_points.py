@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from ..ops.deformable_attention import Coordinates, reference_points
+from ..ops.deformable import Coordinates, reference_points
 
 ORANGE, YELLOW, GREY, INK = (0, 110, 255), (60, 240, 255), (170, 170, 170), (30, 30, 30)  # BGR
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdat.ops.deformable_attention import reference_points
+from mmdat.ops.deformable import reference_points
 from mmdat.visualization import draw_key_points, to_image
 from mmdat.visualization.key_points import GREY, ORANGE, YELLOW
 

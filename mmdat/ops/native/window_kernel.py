@@ -8,32 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .build import BuildError, load_library
+from .library import Kernel, address, load_kernel
 
 HEAD_DIMS = 32
 
 
+@torch.compiler.assume_constant_result
+def load() -> tuple[Kernel | None, str]:
+    """The compiled kernel, or `None` and why there is none."""
+    return _load()
+
+
 @cache
-def load() -> ctypes.CDLL | None:
-    """The compiled kernel, or `None` if it cannot be had."""
-    try:
-        library = load_library('window_attention')
-    except BuildError:
-        return None
-    library.mmdat_window_attention.argtypes = [ctypes.POINTER(_Arguments)]
-    library.mmdat_window_attention_backward.argtypes = [ctypes.POINTER(_Arguments)]
-    return library
+def _load() -> tuple[Kernel | None, str]:
+    return load_kernel('window_attention', _Arguments)
 
 
 class WindowKernel:
     """Attention inside windows by the C++ kernel, for float32 and heads of 32 dimensions.
 
-    Like `WindowFormula`.
+    Like `WindowSoftmax`.
     """
 
     def __init__(self, biases: Tensor):
         _, num_heads, area, _ = biases.shape
-        self.lanes = load().mmdat_window_lanes()
+        self.lanes = load()[0].lanes
         padding = -area % self.lanes
         self.biases = F.pad(biases * math.log2(math.e), (0, padding), value=-1e30).contiguous()
         self.threads = torch.get_num_threads()
@@ -45,40 +44,36 @@ class WindowKernel:
 
     def forward(self, qkv: Tensor, kinds: Tensor) -> Tensor:
         out = torch.empty_like(qkv[:, :, 0])
-        load().mmdat_window_attention(self._arguments(qkv, kinds, out))
+        load()[0].call('mmdat_window_attention', self._arguments(qkv, kinds, out))
         return out
 
     def backward(self, qkv: Tensor, kinds: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         out, grad_qkv = torch.empty_like(grad), torch.empty_like(qkv)
-        arguments = self._arguments(
-            qkv,
-            kinds,
-            out,
-            grad_out=grad.data_ptr(),
-            grad_qkv=grad_qkv.data_ptr(),
-            grad_bias=self.grads_bias.data_ptr(),
-        )
-        load().mmdat_window_attention_backward(arguments)
+        arguments = self._arguments(qkv, kinds, out)
+        arguments.grad_out = address(grad, out.shape)
+        arguments.grad_qkv = address(grad_qkv, qkv.shape)
+        arguments.grad_bias = address(self.grads_bias, self.grads_bias.shape)
+        load()[0].call('mmdat_window_attention_backward', arguments)
         return out, grad_qkv
 
-    def _arguments(self, qkv: Tensor, kinds: Tensor, out: Tensor, **grads: int) -> '_Arguments':
-        windows, area, _, heads, _ = qkv.shape
+    def _arguments(self, qkv: Tensor, kinds: Tensor, out: Tensor) -> '_Arguments':
+        num_kinds, num_heads, area, stride = self.biases.shape
+        windows = len(kinds)
         return _Arguments(
             windows=windows,
-            heads=heads,
+            heads=num_heads,
             area=area,
-            stride=self.biases.shape[-1],
+            stride=stride,
             threads=self.threads,
-            qkv=qkv.data_ptr(),
-            biases=self.biases.data_ptr(),
-            kinds=kinds.data_ptr(),
-            out=out.data_ptr(),
-            **grads,
+            qkv=address(qkv, (windows, area, 3, num_heads, HEAD_DIMS)),
+            biases=address(self.biases, (num_kinds, num_heads, area, stride)),
+            kinds=address(kinds, (windows,), torch.int64),
+            out=address(out, (windows, area, num_heads, HEAD_DIMS)),
         )
 
 
 class _Arguments(ctypes.Structure):
-    """Mirrors `WindowArguments` in `window_attention.cpp`."""
+    """Mirrors `Arguments` in `csrc/window_attention.cpp`."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in 'windows heads area stride threads'.split()),

@@ -62,9 +62,9 @@ class BiasLattice {
         first_index_ = floor_div(static_cast<int>(std::floor(low)), a_) * a_;
         const int reach = width + 2 * simd::kLanes;  // vectors begin inside a row, and end behind it
         columns_ = (static_cast<int>(std::floor(high)) + 1 - first_index_) / a_ + reach;
-        source_.resize(phase_size());
-        fraction_.resize(phase_size());
-        for (int i = 0; i < phase_size(); ++i) {
+        source_.resize(row_size());
+        fraction_.resize(row_size());
+        for (int i = 0; i < row_size(); ++i) {
             const int lattice = first_index_ + i % columns_ * a_ + i / columns_;
             const int column = floor_div(lattice, b_);
             if (table_width == 1) {  // stretched over the whole map and beyond
@@ -78,31 +78,31 @@ class BiasLattice {
     }
 
     // Floats of the values of one head.
-    int64_t size() const { return static_cast<int64_t>(table_height_ + 2 * kMargin) * phase_size(); }
+    int64_t size() const { return static_cast<int64_t>(table_height_ + 2 * kMargin) * row_size(); }
     // Floats from a table row to the next.
-    int phase_size() const { return a_ * columns_; }
+    int row_size() const { return a_ * columns_; }
 
     // Fills `values` from the table of a head.
     void spread(const float* table, float factor, float* values) const {
         std::vector<float> padded(table_width_ + 4, 0.f);  // two columns of zeros on each side
-        std::fill_n(values, kMargin * phase_size(), 0.f);
-        values += kMargin * phase_size();
+        std::fill_n(values, kMargin * row_size(), 0.f);
+        values += kMargin * row_size();
         for (int y = 0; y < table_height_; ++y) {
             for (int x = 0; x < table_width_; ++x) padded[x + 2] = table[y * table_width_ + x] * factor;
-            for (int i = 0; i < phase_size(); ++i) {
+            for (int i = 0; i < row_size(); ++i) {
                 const float left = padded[source_[i]], right = padded[source_[i] + 1];
                 values[i] = left + fraction_[i] * (right - left);
             }
-            values += phase_size();
+            values += row_size();
         }
-        std::fill_n(values, kMargin * phase_size(), 0.f);
+        std::fill_n(values, kMargin * row_size(), 0.f);
     }
 
     // The transpose of `spread`: adds the gradient of the values to that of the table.
     void collect(const float* grad_values, float* grad_table) const {
         std::vector<float> padded(table_width_ + 4);
         for (int y = 0; y < table_height_; ++y) {
-            grad_values_row(grad_values + static_cast<int64_t>(y + kMargin) * phase_size(), padded.data());
+            grad_values_row(grad_values + static_cast<int64_t>(y + kMargin) * row_size(), padded.data());
             for (int x = 0; x < table_width_; ++x) grad_table[y * table_width_ + x] += padded[x + 2];
         }
     }
@@ -129,7 +129,7 @@ class BiasLattice {
 
     void grad_values_row(const float* grads, float* padded) const {
         std::fill_n(padded, table_width_ + 4, 0.f);
-        for (int i = 0; i < phase_size(); ++i) {
+        for (int i = 0; i < row_size(); ++i) {
             padded[source_[i]] += (1 - fraction_[i]) * grads[i];
             padded[source_[i] + 1] += fraction_[i] * grads[i];
         }
@@ -138,6 +138,6 @@ class BiasLattice {
     int table_height_, table_width_, a_, b_, first_index_, columns_;
     double lowest_, highest_;
     QueryAxis axis_;
-    std::vector<int32_t> source_;   // of each value of a table row: the padded table's column left of it
-    std::vector<float> fraction_;   // and how far right of that it is
+    std::vector<int32_t> source_;  // of each value of a table row: the padded table's column left of it
+    std::vector<float> fraction_;  // and how far right of that it is
 };

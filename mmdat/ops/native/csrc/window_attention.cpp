@@ -1,15 +1,21 @@
 // Attention inside small windows on CPUs, in float32, with a bias for each head and kind of window.
 //
-// A head of a window is one piece of work whose logits stay in the first cache. Keys are the lanes of vectors. All
-// products are of one form, see `multiply`. Logits are computed in base 2.
-
-#include <omp.h>
+// A task is one head of one window. Its logits stay in the first cache; here the keys are in the lanes of vectors:
+//
+//                       k0 ....... k15 | k16 ...... k31 | .. | k48 - - - - - -     kLanes = 16, a window of 7 x 7
+//      query 0        |   vector 0     |   vector 1     |    |   vector 3      |
+//       ..            |                |                |    |                 |    area rows of `stride` floats,
+//      query 48       |                |                |    |                 |    of which `area` are keys
+//
+// Memory behind the last key has the weight 0. All products are of one form, see `multiply`. Logits are computed in
+// base 2.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
 #include "simd.h"
 
 using simd::broadcast;
@@ -19,8 +25,8 @@ using simd::load;
 using simd::store;
 using simd::Vec;
 
-// Mirrored by `_Arguments` in window_kernel.py.
-struct WindowArguments {
+// Mirrored by `_Arguments` in `mmdat/ops/native/window_kernel.py`.
+struct Arguments {
     int32_t windows, heads, area;  // of a window, in positions
     int32_t stride;                // floats of a row of `biases`: `area`, rounded up to whole vectors
     int32_t threads;               // at most
@@ -37,7 +43,7 @@ namespace {
 
 constexpr int kDims = 32;
 constexpr int kAccumulators = 4 * kTile;  // registers
-constexpr float kNegligible = -80;  // logits below the largest: masked ones would be subnormal, which is slow
+constexpr float kNegligible = -80;        // logits below the largest: masked ones would be subnormal, which is slow
 constexpr float kLog2E = 1.4426950408889634f;
 
 // `rows` rows of c = x y, where x[i, k] lies at x[i * row + k * column]: numbers of x are broadcast, rows of y
@@ -90,16 +96,16 @@ void multiply(const float* x, int row, int column, const float* y, int y_row, fl
     }
 }
 
-// One head of one window, and what it needs in between.
-class Head {
+// Computes heads of windows, one after the other, and keeps what it needs in between.
+class WindowHead {
    public:
-    explicit Head(const WindowArguments& args)
+    explicit WindowHead(const Arguments& args)
         : args_(args),
           row_(3 * args.heads * kDims),
           out_row_(args.heads * kDims),
-          transposed_(kDims * args.stride),
-          weights_(args.area * args.stride),
-          grad_logits_(args.area * args.stride) {}
+          transposed_(int64_t{kDims} * args.stride),
+          weights_(int64_t{args.area} * args.stride),
+          grad_logits_(int64_t{args.area} * args.stride) {}
 
     void forward(int window, int head) {
         attend(window, head);
@@ -180,39 +186,50 @@ class Head {
         }
     }
 
-    const WindowArguments& args_;
+    const Arguments& args_;
     const int row_, out_row_;  // floats from a position to the next, in qkv and out
     const float *query_, *k_, *v_;
     std::vector<float> transposed_, weights_, grad_logits_;
 };
 
+// Calls function(window, head) for the share of a thread.
+template <typename Function>
+void for_tasks(const Arguments& args, int thread, int threads, const Function& function) {
+    const int64_t all = int64_t{args.windows} * args.heads;
+    for (int64_t task = part_of(all, thread, threads); task < part_of(all, thread + 1, threads); ++task) {
+        function(task / args.heads, task % args.heads);
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
-int mmdat_window_lanes() { return kLanes; }
+int mmdat_lanes() { return kLanes; }
 
-void mmdat_window_attention(const WindowArguments* args) {
-#pragma omp parallel num_threads(args->threads)
-    {
-        Head head(*args);
-#pragma omp for schedule(static)
-        for (int i = 0; i < args->windows * args->heads; ++i) head.forward(i / args->heads, i % args->heads);
-    }
+int64_t mmdat_sizeof_arguments() { return sizeof(Arguments); }
+
+// Both return nullptr, or what went wrong.
+
+const char* mmdat_window_attention(const Arguments* args) {
+    return message_of_failure([&] {
+        parallel(args->threads, [&](int thread, int threads) {
+            WindowHead state(*args);
+            for_tasks(*args, thread, threads, [&](int window, int head) { state.forward(window, head); });
+        });
+    });
 }
 
 // Also fills `out`.
-void mmdat_window_attention_backward(const WindowArguments* args) {
-#pragma omp parallel num_threads(args->threads)
-    {
-        Head head(*args);
-        const int64_t size = static_cast<int64_t>(args->area) * args->stride;
-        float* grad_bias = args->grad_bias + omp_get_thread_num() * args->heads * size;
-#pragma omp for schedule(static)
-        for (int i = 0; i < args->windows * args->heads; ++i) {
-            head.backward(i / args->heads, i % args->heads, grad_bias + i % args->heads * size);
-        }
-    }
+const char* mmdat_window_attention_backward(const Arguments* args) {
+    return message_of_failure([&] {
+        parallel(args->threads, [&](int thread, int threads) {
+            WindowHead state(*args);
+            const int64_t size = int64_t{args->area} * args->stride;
+            float* grad_bias = args->grad_bias + thread * args->heads * size;
+            for_tasks(*args, thread, threads,
+                      [&](int window, int head) { state.backward(window, head, grad_bias + head * size); });
+        });
+    });
 }
-
 }

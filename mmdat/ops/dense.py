@@ -1,9 +1,8 @@
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Softmax attention with an additive bias, Equation (2) of the paper.
 
     Logits are biased and normalised in float32 at least, also under autocast.
@@ -13,8 +12,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropo
         k: Keys `(..., N_k, d)`.
         v: Values `(..., N_k, d)`.
         bias: Added to the scaled logits, broadcastable to `(..., N_q, N_k)`.
-        dropout: Probability in [0, 1) that an attention weight is dropped. The others are scaled by
-            `1 / (1 - dropout)`.
 
     Returns:
         `(..., N_q, d)` in the dtype of `v`.
@@ -23,5 +20,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropo
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         logits = logits + bias
-    weights = F.dropout(logits.softmax(dim=-1).to(v.dtype), dropout)
-    return weights @ v
+    return logits.softmax(dim=-1).to(v.dtype) @ v

@@ -8,8 +8,9 @@ from memory import PeakMemory
 
 from mmdat.layers import DeformableAttention
 from mmdat.ops import deformable_attention
-from mmdat.ops.deformable_attention import portable
-from mmdat.ops.deformable_attention.library import backward_operator, operator
+from mmdat.ops.deformable.backends import portable
+from mmdat.ops.deformable.inputs import Inputs
+from mmdat.ops.deformable.operator import OPERATORS
 
 NAMES = ('q', 'k', 'v', 'bias_table', 'sampling_locations')
 fast_backends = pytest.mark.parametrize('backend', ['portable', 'cpu'], indirect=True)
@@ -82,8 +83,7 @@ def test_random_sizes(seed, coordinates, backend):
 
 @pytest.mark.parametrize('backend', ['cpu'], indirect=True)
 @pytest.mark.parametrize('threads', [1, 5])
-def test_threads_hold_the_tables_of_some_heads_at_a_time(threads, backend):
-    """Laid out, a table takes 100 KiB here, its gradient as much: 512 KiB hold five heads, or two."""
+def test_shares_of_threads_begin_and_end_inside_heads(threads, backend):
     inputs, grad_out = random_inputs((14, 14), 20, (27, 27), batch=3, groups=3, heads_of_a_group=4)
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -158,9 +158,10 @@ def test_huge_logits_that_are_rounded_otherwise_in_the_backward_pass(backend):
     """As they may be when the number of threads changes in between."""
     inputs, grad_out = random_inputs()
     inputs[0] *= 1e30
-    out, lse = operator(*inputs, 5, 6, 'corners', backend)
+    forward, backward = OPERATORS[backend]
+    out, lse = forward(*inputs, (5, 6), 'corners')
     lse *= 1 - 1e-6
-    grads = backward_operator(grad_out, *inputs, 5, 6, 'corners', backend, out, lse)
+    grads = backward(grad_out, out, lse, *inputs, (5, 6), 'corners')
     assert all(tensor.isfinite().all() for tensor in grads)
 
 
@@ -243,10 +244,45 @@ def test_two_calls_are_bitwise_equal(backend):
 @fast_backends
 def test_registration(backend):
     inputs, grad_out = random_inputs((2, 3), 4)
-    settings = (2, 3, 'corners', backend)
-    torch.library.opcheck(operator, (*(t.requires_grad_() for t in inputs), *settings))
+    settings = ([2, 3], 'corners')
+    forward, backward = OPERATORS[backend]
+    torch.library.opcheck(forward, (*(t.requires_grad_() for t in inputs), *settings))
     inputs = [t.detach() for t in inputs]
-    torch.library.opcheck(backward_operator, (grad_out, *inputs, *settings, *operator(*inputs, *settings)))
+    torch.library.opcheck(backward, (grad_out, *forward(*inputs, *settings), *inputs, *settings))
+
+
+@pytest.mark.parametrize('backend', ['cpu'], indirect=True)
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda t: t.double(), 'cannot serve: the kernel computes in float32, not in torch.float64'),
+        (lambda t: t.bfloat16(), 'takes tensors of .*float32.* got .*bfloat16'),
+        (lambda t: t[:, :, :1], 'does not fit 1 queries|each sampling location|needs shape'),
+    ],
+)
+def test_operators_refuse_what_their_kernel_would_misread(change, message, backend):
+    """All tensors, or one of them."""
+    inputs, grad_out = random_inputs((2, 3), 4)
+    forward, backward = OPERATORS[backend]
+    out, lse = forward(*inputs, [2, 3], 'corners')
+    for changed in (range(5), [0]):
+        others = [change(t) if i in changed else t for i, t in enumerate(inputs)]
+        with pytest.raises(ValueError, match=message if len(changed) > 1 else 'mmdat::|does not fit'):
+            forward(*others, [2, 3], 'corners')
+        with pytest.raises(ValueError, match=message if len(changed) > 1 else 'mmdat::|does not fit'):
+            backward(grad_out, out, lse, *others, [2, 3], 'corners')
+    with pytest.raises(ValueError, match='grad_out, out and lse do not fit q'):
+        backward(grad_out[:, :, 1:], out, lse, *inputs, [2, 3], 'corners')
+
+
+@pytest.mark.parametrize('backend', ['cpu'], indirect=True)
+def test_operators_of_the_kernel_are_for_cpus_only(backend):
+    """A graph that was exported on a CPU and moved must not hand other addresses to C++."""
+    for operator in OPERATORS[backend]:
+        name = operator._qualname
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, 'CPU')
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(name, 'CUDA')
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(name, 'CompositeExplicitAutograd')
 
 
 def small_module() -> tuple[DeformableAttention, torch.Tensor]:
@@ -298,8 +334,9 @@ def scratch_memory(query_size: tuple[int, int], num_keys: int) -> int:
         out, lse = torch.empty_like(q), torch.empty(q.shape[:-1])
     grad_out, *grads = (torch.empty_like(t) for t in (out, *inputs))
     with PeakMemory() as memory:
-        portable.forward(*inputs, query_size, 'corners', out, lse)
-        portable.backward(grad_out, *inputs, query_size, 'corners', out, lse, grads)
+        backend, arguments = portable.Portable(), Inputs(*inputs, query_size, 'corners')
+        backend.forward(arguments, out, lse)
+        backend.backward(arguments, grad_out, out, lse, grads)
     return memory.peak - sum(t.nbytes for t in (*inputs, out, lse, grad_out, *grads))
 
 

@@ -20,84 +20,77 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .coordinates import Coordinates, query_points
+from ..coordinates import query_points
+from ..inputs import Inputs
+from .base import DeformableBackend
 
 BLOCK_SIZE = 2**20  # numbers in the largest tensor of a block of keys
 MIN_KEYS = 64  # in a block even so, because each block passes over all queries
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    sampling_locations: Tensor,
-    query_size: tuple[int, int],
-    coordinates: Coordinates,
-    out: Tensor,
-    lse: Tensor,
-) -> None:
-    """Fills `out` and `lse`, see `library.py`."""
-    out.zero_()
-    largest = torch.full_like(lse, -math.inf)
-    total = torch.zeros_like(lse)
-    for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
-        tents_y, tents_x = block.tents()
-        for head in block.heads:
-            queries = block.image, head
-            keys = block.image, head, block.keys
-            logits, _ = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
-            new_largest = torch.maximum(largest[queries], logits.amax(0))
-            weights = logits.sub_(new_largest).exp_()
-            shrinkage = (largest[queries] - new_largest).exp_()
-            largest[queries] = new_largest
-            total[queries].mul_(shrinkage).add_(weights.sum(0))
-            out[queries].mul_(shrinkage[:, None]).addmm_(weights.T, v[keys])
-    out.div_(total[..., None])
-    torch.add(largest, total.log_(), out=lse)
+class Portable(DeformableBackend):
+    """Plain PyTorch in bounded memory, for any device, dtype and size."""
 
+    name = 'portable'
+    device_type = None
 
-def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    sampling_locations: Tensor,
-    query_size: tuple[int, int],
-    coordinates: Coordinates,
-    out: Tensor,
-    lse: Tensor,
-    grads: tuple[Tensor, ...],
-) -> None:
-    """Fills `grads`, see `library.py`."""
-    grad_q, grad_k, grad_v, grad_table, grad_locations = grads
-    grad_q.zero_()
-    grad_table.zero_()
-    scale = q.shape[-1] ** -0.5
-    for block in _key_blocks(sampling_locations, bias_table, query_size, coordinates):
-        tents_y, tents_x = block.tents()
-        grad_tents_y, grad_tents_x = torch.zeros_like(tents_y), torch.zeros_like(tents_x)
-        for head in block.heads:
-            queries = block.image, head
-            keys = block.image, head, block.keys
-            logits, rows = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
-            # where logits are huge, rounding may lift them far above the logarithm of their sum
-            weights = logits.sub_(lse[queries]).clamp_(max=0).exp_()
-            grad_v[keys] = weights @ grad_out[queries]
-            grad_weights = v[keys] @ grad_out[queries].T
-            mean_grad_weights = (grad_out[queries] * out[queries]).sum(-1)
-            grad_logits = grad_weights.sub_(mean_grad_weights).mul_(weights)
-            grad_q[queries].addmm_(grad_logits.T, k[keys], alpha=scale)
-            grad_k[keys] = (grad_logits @ q[queries]).mul_(scale)
+    def pays_from(self, inputs: Inputs) -> int:
+        """On CPUs it computes head by head, so this depends on the logits of a head. On GPUs, where nobody
+        has measured it, it serves where each copy of the logits would need 1 GiB."""
+        batch, num_heads = inputs.q.shape[:2]
+        return 700_000 * batch * num_heads if inputs.q.device.type == 'cpu' else 2**28
 
-            grad_bias = grad_logits.unflatten(1, query_size)  # (n, H, W)
-            grad_tents_x.baddbmm_(rows.mT, grad_bias)
-            grad_rows = torch.bmm(grad_bias, tents_x.mT).flatten(0, 1)
-            grad_tents_y.flatten(0, 1).addmm_(grad_rows, bias_table[head].T)
-            grad_table[head].addmm_(tents_y.flatten(0, 1).T, grad_rows)
-        grads_yx = block.y.grad_locations(grad_tents_y), block.x.grad_locations(grad_tents_x.mT)
-        torch.stack(grads_yx, -1, out=grad_locations[block.image, block.group, block.keys])
+    def forward(self, inputs: Inputs, out: Tensor, lse: Tensor) -> None:
+        q, k, v, bias_table, *_ = inputs
+        out.zero_()
+        largest = torch.full_like(lse, -math.inf)
+        total = torch.zeros_like(lse)
+        for block in _key_blocks(inputs):
+            tents_y, tents_x = block.tents()
+            for head in block.heads:
+                queries = block.image, head
+                keys = block.image, head, block.keys
+                logits, _ = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
+                new_largest = torch.maximum(largest[queries], logits.amax(0))
+                weights = logits.sub_(new_largest).exp_()
+                shrinkage = (largest[queries] - new_largest).exp_()
+                largest[queries] = new_largest
+                total[queries].mul_(shrinkage).add_(weights.sum(0))
+                out[queries].mul_(shrinkage[:, None]).addmm_(weights.T, v[keys])
+        out.div_(total[..., None])
+        torch.add(largest, total.log_(), out=lse)
+
+    def backward(
+        self, inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
+    ) -> None:
+        q, k, v, bias_table, _, query_size, _ = inputs
+        grad_q, grad_k, grad_v, grad_table, grad_locations = grads
+        grad_q.zero_()
+        grad_table.zero_()
+        scale = q.shape[-1] ** -0.5
+        for block in _key_blocks(inputs):
+            tents_y, tents_x = block.tents()
+            grad_tents_y, grad_tents_x = torch.zeros_like(tents_y), torch.zeros_like(tents_x)
+            for head in block.heads:
+                queries = block.image, head
+                keys = block.image, head, block.keys
+                logits, rows = _logits(q[queries], k[keys], bias_table[head], tents_y, tents_x)
+                # where logits are huge, rounding may lift them far above the logarithm of their sum
+                weights = logits.sub_(lse[queries]).clamp_(max=0).exp_()
+                grad_v[keys] = weights @ grad_out[queries]
+                grad_weights = v[keys] @ grad_out[queries].T
+                mean_grad_weights = (grad_out[queries] * out[queries]).sum(-1)
+                grad_logits = grad_weights.sub_(mean_grad_weights).mul_(weights)
+                grad_q[queries].addmm_(grad_logits.T, k[keys], alpha=scale)
+                grad_k[keys] = (grad_logits @ q[queries]).mul_(scale)
+
+                grad_bias = grad_logits.unflatten(1, tuple(query_size))  # (n, H, W)
+                grad_tents_x.baddbmm_(rows.mT, grad_bias)
+                grad_rows = torch.bmm(grad_bias, tents_x.mT).flatten(0, 1)
+                grad_tents_y.flatten(0, 1).addmm_(grad_rows, bias_table[head].T)
+                grad_table[head].addmm_(tents_y.flatten(0, 1).T, grad_rows)
+            grads_yx = block.y.grad_locations(grad_tents_y), block.x.grad_locations(grad_tents_x.mT)
+            torch.stack(grads_yx, -1, out=grad_locations[block.image, block.group, block.keys])
 
 
 class _Axis(NamedTuple):
@@ -149,9 +142,8 @@ class _KeyBlock(NamedTuple):
         return self.y.tents, self.x.tents.mT.contiguous()
 
 
-def _key_blocks(
-    sampling_locations: Tensor, bias_table: Tensor, query_size: tuple[int, int], coordinates: Coordinates
-) -> Iterator[_KeyBlock]:
+def _key_blocks(inputs: Inputs) -> Iterator[_KeyBlock]:
+    _, _, _, bias_table, sampling_locations, query_size, coordinates = inputs
     batch, groups, num_keys, _ = sampling_locations.shape
     num_heads, table_height, table_width = bias_table.shape
     height, width = query_size

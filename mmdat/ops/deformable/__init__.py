@@ -1,5 +1,5 @@
 from .coordinates import Coordinates, offset_unit, offset_units, query_points, reference_points
-from .functional import deformable_attention, explain
+from .dispatch import deformable_attention, explain
 from .reference import deformable_attention_reference, relative_position_bias, sample_features
 
 __all__ = [

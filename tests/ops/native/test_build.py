@@ -1,6 +1,9 @@
 """Compiling the kernels on machines with and without a compiler."""
 
+import ctypes
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdat.ops import build
+from mmdat.ops.native import build, library
 
 
 @pytest.fixture
@@ -70,15 +73,59 @@ def test_of_concurrent_processes_one_compiles(cache, tmp_path):
     compiler.chmod(0o755)
     program = f"""
         from pathlib import Path
-        from mmdat.ops import build
+        from mmdat.ops.native import build
         build.SOURCES = Path({str(build.SOURCES)!r})
         assert build.load_library('answer').answer() == 42
     """
     command = [sys.executable, '-c', textwrap.dedent(program)]
-    env = {**os.environ, 'CXX': str(compiler), 'PYTHONPATH': str(Path(build.__file__).parents[2])}
+    env = {**os.environ, 'CXX': str(compiler), 'PYTHONPATH': str(Path(build.__file__).parents[3])}
     processes = [subprocess.Popen(command, env=env) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert (tmp_path / 'runs').read_text() == 'run\n'
+
+
+def test_a_compile_that_was_killed_leaves_nothing_to_the_next(cache, tmp_path, monkeypatch):
+    """Killed with all that it had written: a part of the library."""
+    compiler = tmp_path / 'compiler'
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho part > "$2"\nkill -9 $PPID\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv('CXX', str(compiler))
+    child = os.fork()
+    if child == 0:
+        build.load_library('answer')
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(cache.glob('*.part'))
+
+    monkeypatch.delenv('CXX')
+    assert build.load_library('answer').answer() == 42
+    assert {path.suffix for path in cache.iterdir()} == {'.so', '.lock'}
+
+
+def test_a_process_that_holds_the_lock_for_ever_does_not_hang_others(cache, monkeypatch, caplog):
+    monkeypatch.setattr(build, 'PATIENCE', 0.2)
+    cache.mkdir()
+    name = f'answer-{build._fingerprint(list(build.FLAGS))}'
+    with open(cache / f'{name}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kernel, obstacle = library.load_kernel('answer', ctypes.Structure)
+    assert kernel is None
+    assert f'{name}.lock for 0.2 s' in obstacle
+    waiting, slower = (record.getMessage() for record in caplog.records)
+    assert (
+        waiting == f'Waiting for another process that compiles the CPU kernel and holds {cache / name}.lock'
+    )
+    assert slower == f'Attention is slower than it could be on this CPU: {obstacle}'
+
+
+def test_a_compiler_that_hangs_is_ended(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, 'PATIENCE', 0.2)
+    compiler = tmp_path / 'compiler'
+    compiler.write_text('#!/bin/sh\nexec sleep 60\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv('CXX', str(compiler))
+    with pytest.raises(build.BuildError, match=r'did not end in 0\.2 s'):
+        build.load_library('answer')
 
 
 def test_without_the_kernels_the_others_serve_and_one_line_says_so(tmp_path):
@@ -96,7 +143,7 @@ def test_without_the_kernels_the_others_serve_and_one_line_says_so(tmp_path):
         **os.environ,
         'CXX': 'no-such-compiler',
         'XDG_CACHE_HOME': str(tmp_path),
-        'PYTHONPATH': str(Path(build.__file__).parents[2]),
+        'PYTHONPATH': str(Path(build.__file__).parents[3]),
     }
     command = [sys.executable, '-c', textwrap.dedent(program)]
     result = subprocess.run(command, env=env, capture_output=True, text=True)

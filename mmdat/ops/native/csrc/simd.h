@@ -80,14 +80,18 @@ inline Vec rotate(Vec x, std::integer_sequence<int, lane...>) {
 
 template <int half = kLanes / 2>
 inline float sum(Vec x) {
-    if constexpr (half == 0) return x[0];
-    else return sum<half / 2>(x + rotate<half>(x, kLaneSequence));
+    if constexpr (half == 0)
+        return x[0];
+    else
+        return sum<half / 2>(x + rotate<half>(x, kLaneSequence));
 }
 
 template <int half = kLanes / 2>
 inline float max(Vec x) {
-    if constexpr (half == 0) return x[0];
-    else return max<half / 2>(max(x, rotate<half>(x, kLaneSequence)));
+    if constexpr (half == 0)
+        return x[0];
+    else
+        return max<half / 2>(max(x, rotate<half>(x, kLaneSequence)));
 }
 
 // The first halves of two vectors lane by lane (offset 0), or the second halves (offset kLanes / 2).
@@ -95,44 +99,6 @@ template <int offset, int... lane>
 inline Vec interleave(Vec a, Vec b, std::integer_sequence<int, lane...>) {
     return shuffle<(offset + lane / 2 + lane % 2 * kLanes)...>(a, b);
 }
-
-// The first halves of two vectors, together.
-template <int... lane>
-inline Vec join(Vec a, Vec b, std::integer_sequence<int, lane...>) {
-    return shuffle<(lane < kLanes / 2 ? lane : lane + kLanes / 2)...>(a, b);
-}
-inline Vec join(Vec a, Vec b) { return join(a, b, kLaneSequence); }
-
-#if defined(__clang__) || __GNUC__ >= 12
-typedef float UnalignedHalf __attribute__((vector_size(2 * kLanes), aligned(4)));
-
-// Half a vector from each of two places.
-template <int... lane>
-inline Vec load_halves(const float* first, const float* second, std::integer_sequence<int, lane...>) {
-    const UnalignedHalf a = *reinterpret_cast<const UnalignedHalf*>(first);
-    const UnalignedHalf b = *reinterpret_cast<const UnalignedHalf*>(second);
-    return __builtin_shufflevector(a, b, lane...);
-}
-inline Vec load_halves(const float* first, const float* second) { return load_halves(first, second, kLaneSequence); }
-
-// Adds the lanes from `offset` on, half of all, to the numbers in a place.
-template <int offset, int... lane>
-inline void add_half(float* to, Vec x, std::integer_sequence<int, lane...>) {
-    UnalignedHalf& at = *reinterpret_cast<UnalignedHalf*>(to);
-    at = at + __builtin_shufflevector(x, x, (lane + offset)...);
-}
-template <int offset>
-inline void add_half(float* to, Vec x) { add_half<offset>(to, x, std::make_integer_sequence<int, kLanes / 2>()); }
-#else  // which would move halves lane by lane: the same with whole vectors, of which the second half does nothing
-inline Vec load_halves(const float* first, const float* second) { return join(load(first), load(second)); }
-
-template <int offset, int... lane>
-inline void add_half(float* to, Vec x, std::integer_sequence<int, lane...>) {
-    store(to, load(to) + shuffle<(lane < kLanes / 2 ? lane + offset : lane + kLanes)...>(x, Vec{}));
-}
-template <int offset>
-inline void add_half(float* to, Vec x) { add_half<offset>(to, x, kLaneSequence); }
-#endif
 
 // Transposes a square matrix of which x holds the rows: a perfect shuffle of all elements, log2(kLanes) times.
 inline void transpose(Vec (&x)[kLanes]) {

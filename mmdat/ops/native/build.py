@@ -6,7 +6,6 @@ compiles its own.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,8 +13,11 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 SOURCES = Path(__file__).parent / 'csrc'
 # -ffast-math would break the rounding in simd::exp2; these are its safe parts
@@ -23,6 +25,8 @@ FLAGS = (
     '-std=c++17 -O3 -march=native -fopenmp -fPIC -shared '
     '-ffp-contract=fast -fno-math-errno -fno-trapping-math'
 ).split()
+
+PATIENCE = 300  # seconds, for another process that compiles, and for a compiler
 
 _logger = logging.getLogger('mmdat')
 
@@ -38,7 +42,8 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
     processes that ask at the same time one compiles, the others wait.
 
     Raises:
-        BuildError: If there is no compiler, it fails, or its library does not load.
+        BuildError: If there is no compiler, it fails, its library does not load, or another process compiles
+            for `PATIENCE` seconds.
     """
     flags = [*FLAGS, *shlex.split(os.environ.get('MMDAT_CXXFLAGS', ''))]
     try:
@@ -46,13 +51,31 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
         library = cache / f'{name}-{_fingerprint(flags)}.so'
         if not library.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            with open(library.with_suffix('.lock'), 'w') as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _locked(library.with_suffix('.lock')):
                 if not library.exists():
                     _compile(name, library, flags)
         return ctypes.CDLL(str(library))
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
         raise BuildError(f'the library of the CPU kernel cannot be kept or loaded: {error}') from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            _logger.warning(f'Waiting for another process that compiles the CPU kernel and holds {path}')
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise BuildError(
+            f'another process has held {path} for {PATIENCE} s: end it, or delete the file if there is none'
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _compile(name: str, library: Path, flags: list[str]) -> None:
@@ -60,13 +83,19 @@ def _compile(name: str, library: Path, flags: list[str]) -> None:
     if compiler is None:
         raise BuildError('there is no C++ compiler: install g++, or set CXX')
     _logger.warning(f'Compiling the CPU kernel {name}, once for this machine (about 15 s)')
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        built = Path(folder) / library.name
-        command = [*shlex.split(compiler), *flags, str(SOURCES / f'{name}.cpp'), '-o', str(built)]
-        result = subprocess.run(command, capture_output=True, text=True)
+    for left_by_a_killed_process in library.parent.glob(f'{library.stem}.*.part'):
+        left_by_a_killed_process.unlink(missing_ok=True)
+    part = library.with_suffix(f'.{os.getpid()}.part')  # for itself, as that one's compiler may still run
+    command = [*shlex.split(compiler), *flags, str(SOURCES / f'{name}.cpp'), '-o', str(part)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         if result.returncode:
             raise BuildError(f'{shlex.join(command)} failed: {result.stderr.strip()[-500:]}')
-        built.rename(library)  # whole or not at all
+        part.rename(library)  # whole or not at all
+    except subprocess.TimeoutExpired:
+        raise BuildError(f'{shlex.join(command)} did not end in {PATIENCE} s') from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _fingerprint(flags: list[str]) -> str:

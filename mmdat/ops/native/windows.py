@@ -1,53 +1,113 @@
-"""Attention in the windows of a map: how windows are cut, and their attention in chunks (see `chunks.py`)."""
+"""Attention in the windows of a map on CPUs, in chunks of windows (see `chunks.py`)."""
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..ladder import Backend
+from ..windows import attend_in_windows, window_kinds, window_partition
 from . import window_kernel
+from .chunks import choose_layer, chunk_rows, explain_layer, not_chunked_reasons
+from .operators import define
 
 
-def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """Cuts `(B, H, W, C)` into windows, `(B, windows, window_size ** 2, C)`."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // window_size, width // window_size
-    x = x.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
-    return x.reshape(batch, rows * columns, window_size**2, channels)
+def window_attention(
+    x: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor,
+    w_proj: Tensor,
+    b_proj: Tensor,
+    bias: Tensor,
+    masks: Tensor | None = None,
+    shift: int = 0,
+) -> Tensor:
+    """Attention in the windows of a map, with its projections; in chunks where that is faster.
 
-
-def window_reverse(windows: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `window_partition`: back to `(B, H, W, C)`."""
-    batch, _, area, channels = windows.shape
-    size = math.isqrt(area)
-    x = windows.view(batch, height // size, width // size, size, size, channels).transpose(2, 3)
-    return x.reshape(batch, height, width, channels)
-
-
-def shift_masks(window_size: int, shift: int) -> Tensor:
-    """Keeps apart what the roll brought together from opposite borders, in each kind of window.
+    Args:
+        x: `(B, H, W, C)`, any size. It is padded with zeros at the right and the bottom to whole windows;
+            padded positions are ordinary keys.
+        w_qkv: Weight of the projection to queries, keys and values, `(3 C, C)`.
+        b_qkv: Its bias.
+        w_proj: Weight of the output projection, `(C, C)`.
+        b_proj: Its bias.
+        bias: Added to the logits of the heads, `(M, N, N)` for the `N` positions of a square window.
+        masks: Added too, those of `shift_masks`; they have no gradients.
+        shift: By how much the map is rolled before it is cut.
 
     Returns:
-        `(4, N, N)`: windows inside, at the right border, at the bottom, and in the corner. 0 inside a region
-        and -100 (the released value) across.
+        `(B, H, W, C)`.
     """
-    rolled = torch.arange(window_size) >= window_size - shift
-    masks = []
-    for bottom in (0, 1):
-        for right in (0, 1):
-            regions = (2 * bottom * rolled[:, None] + right * rolled).flatten()
-            masks.append(regions[:, None] != regions)
-    return torch.stack(masks) * -100.0
+    inputs = _Inputs(x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift)
+    chosen = choose_layer(_LADDER, inputs)
+    if chosen is None:
+        return _formula(*inputs)
+    return _OPERATORS[chosen.name](*inputs, chunk_rows(w_qkv, w_proj))
 
 
-def window_kinds(rows: int, columns: int, device: torch.device | str = 'cpu') -> Tensor:
-    """Which of the shift masks each window of a map has, `(rows * columns,)`."""
-    bottom = torch.arange(rows, device=device) == rows - 1
-    right = torch.arange(columns, device=device) == columns - 1
-    return (2 * bottom[:, None] + 1 * right).flatten()
+def explain_window_attention(
+    x: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor,
+    w_proj: Tensor,
+    b_proj: Tensor,
+    bias: Tensor,
+    masks: Tensor | None = None,
+    shift: int = 0,
+) -> str:
+    """How `window_attention` computes these arguments, and why.
+
+    `'cpu: ...'`, in chunks by a compiled kernel; `'portable: ...'`, in chunks by PyTorch; or
+    `'reference: ...'`, by the plain formula.
+    """
+    inputs = _Inputs(x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift)
+    return explain_layer(_LADDER, inputs)
+
+
+class _Inputs(NamedTuple):
+    x: Tensor
+    w_qkv: Tensor
+    b_qkv: Tensor
+    w_proj: Tensor
+    b_proj: Tensor
+    bias: Tensor
+    masks: Tensor | None
+    shift: int
+
+    unit = 'positions'
+
+    def size(self) -> int:
+        return self.x.numel() // self.x.shape[-1]
+
+
+class _Chunked(Backend):
+    name = 'portable'
+
+    def not_supported_reasons(self, inputs: _Inputs) -> list[str]:
+        return not_chunked_reasons(inputs.x)
+
+
+class _ChunkedWithKernel(_Chunked):
+    name = 'cpu'
+
+    def not_supported_reasons(self, inputs: _Inputs) -> list[str]:
+        reasons = super().not_supported_reasons(inputs)
+        head_dims = inputs.x.shape[-1] // inputs.bias.shape[0]
+        if inputs.x.dtype != torch.float32 or head_dims != window_kernel.HEAD_DIMS:
+            reasons.append(
+                f'the kernel is for float32 and heads of {window_kernel.HEAD_DIMS} channels, not for '
+                f'{inputs.x.dtype} and {head_dims}'
+            )
+        if not reasons and window_kernel.load()[0] is None:  # what is not needed is not compiled
+            reasons.append(window_kernel.load()[1])
+        return reasons
+
+
+_LADDER = (_ChunkedWithKernel(), _Chunked())
 
 
 @lru_cache(maxsize=32)
@@ -72,60 +132,48 @@ def window_positions(
         return windows, kinds.repeat(batch)
 
 
-class ChunkedWindowAttention(torch.autograd.Function):
-    """Cuts a map into windows, attends in them, projects, and puts the windows together again.
+def _formula(
+    x: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor,
+    w_proj: Tensor,
+    b_proj: Tensor,
+    bias: Tensor,
+    masks: Tensor | None,
+    shift: int,
+    rows: int = 0,
+) -> Tensor:
+    def qkv(x):
+        return F.linear(x, w_qkv, b_qkv)
 
-    Args:
-        x: `(B, H, W, C)`, any size.
-        w_qkv: Weight of the projection to queries, keys and values, `(3 C, C)`.
-        b_qkv: Its bias.
-        w_proj: Weight of the output projection.
-        b_proj: Its bias.
-        bias: Added to the logits of the heads, `(M, N, N)`.
-        masks: Added too, `(kinds, N, N)` for the kinds of windows, or `None`.
-        shift: By how much the map is rolled before it is cut.
-        rows: Positions of a chunk, about.
+    def proj(x):
+        return F.linear(x, w_proj, b_proj)
 
-    Returns:
-        `(B, H, W, C)`.
-    """
+    return attend_in_windows(x, qkv, proj, bias, masks, shift)
 
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        w_qkv: Tensor,
-        b_qkv: Tensor,
-        w_proj: Tensor,
-        b_proj: Tensor,
-        bias: Tensor,
-        masks: Tensor | None,
-        shift: int,
-        rows: int,
-    ) -> Tensor:
-        ctx.save_for_backward(x, w_qkv, b_qkv, w_proj, bias, masks)
-        ctx.shift, ctx.rows = shift, rows
+
+def _define(name: str, softmax: type):
+    """The operator of a backend, by a class like `WindowSoftmax`."""
+
+    def forward(x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift, rows) -> Tensor:
         num_heads, area = bias.shape[:2]
         out = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])  # padded positions share the last row
-        attention = _attention(bias, masks, x.shape[-1] // num_heads)
+        attention = softmax(_biases(bias, masks))
         for positions, kinds in _chunks(x, area, shift, rows):
             qkv = F.linear(_gather(x, positions), w_qkv, b_qkv)
             z = attention.forward(qkv.view(len(kinds), area, 3, num_heads, -1), kinds)
             out.index_copy_(0, positions, F.linear(z.view(len(positions), -1), w_proj, b_proj))
         return out[:-1].view(x.shape)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, w_qkv, b_qkv, w_proj, bias, masks = ctx.saved_tensors
+    def backward(grad, x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift, rows) -> tuple[Tensor, ...]:
         num_heads, area = bias.shape[:2]
         grad_x = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])
         # transposed, for these matrix products are faster so
         grad_w_qkv, grad_w_proj = x.new_zeros(w_qkv.shape[::-1]), x.new_zeros(w_proj.shape[::-1])
         grad_b_qkv = torch.zeros_like(b_qkv)
         grad = grad.contiguous()
-        attention = _attention(bias, masks, x.shape[-1] // num_heads)
-        for positions, kinds in _chunks(x, area, ctx.shift, ctx.rows):
+        attention = softmax(_biases(bias, masks))
+        for positions, kinds in _chunks(x, area, shift, rows):
             x_i, grad_i = _gather(x, positions), _gather(grad, positions)
             qkv = F.linear(x_i, w_qkv, b_qkv).view(len(kinds), area, 3, num_heads, -1)
             grad_z = (grad_i @ w_proj).view(len(kinds), area, num_heads, -1)
@@ -137,18 +185,26 @@ class ChunkedWindowAttention(torch.autograd.Function):
             grad_x.index_copy_(0, positions, grad_qkv @ w_qkv)
         return (
             grad_x[:-1].view(x.shape),
-            grad_w_qkv.t(),
+            grad_w_qkv.t().contiguous(),
             grad_b_qkv,
-            grad_w_proj.t(),
+            grad_w_proj.t().contiguous(),
             grad.sum((0, 1, 2)),
-            attention.grad_bias,
-            None,
-            None,
-            None,
+            attention.grad_bias.contiguous(),
         )
 
+    parameters = (
+        'Tensor x, Tensor w_qkv, Tensor b_qkv, Tensor w_proj, Tensor b_proj, Tensor bias, Tensor? masks, '
+        'SymInt shift, SymInt rows'
+    )
+    return define(f'window_attention_{name}', parameters, forward, backward, _formula)
 
-class WindowFormula:
+
+def _biases(bias: Tensor, masks: Tensor | None) -> Tensor:
+    """Of each kind of window, `(kinds, M, N, N)`."""
+    return bias[None] if masks is None else bias + masks.unsqueeze(1)
+
+
+class WindowSoftmax:
     """Softmax attention inside windows, forward and backward, by PyTorch.
 
     Args:
@@ -187,16 +243,7 @@ class WindowFormula:
         return self.biases[kinds]
 
 
-def _attention(
-    bias: Tensor, masks: Tensor | None, head_dims: int
-) -> WindowFormula | window_kernel.WindowKernel:
-    biases = bias[None] if masks is None else bias + masks.unsqueeze(1)
-    if bias.dtype == torch.float32 and head_dims == window_kernel.HEAD_DIMS and window_kernel.load():
-        return window_kernel.WindowKernel(biases)
-    return WindowFormula(biases)
-
-
-def _chunks(x: Tensor, area: int, shift: int, rows: int):
+def _chunks(x: Tensor, area: int, shift: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions and kinds of the windows of each chunk."""
     positions, kinds = window_positions(*x.shape[:3], math.isqrt(area), shift)
     windows = max(rows // area, 1)
@@ -209,3 +256,9 @@ def _gather(x: Tensor, positions: Tensor) -> Tensor:
     x = x.flatten(0, 2)
     rows = x.index_select(0, positions.clamp(max=len(x) - 1))
     return rows.masked_fill_((positions == len(x)).unsqueeze(1), 0)
+
+
+_OPERATORS = {
+    'cpu': _define('cpu', window_kernel.WindowKernel),
+    'portable': _define('portable', WindowSoftmax),
+}

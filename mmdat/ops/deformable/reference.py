@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import attention
+from ..dense import attention
 from .coordinates import Coordinates, query_points
 
 
@@ -15,11 +15,10 @@ def deformable_attention_reference(
     sampling_locations: Tensor,
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
-    dropout: float = 0.0,
 ) -> Tensor:
     """See `deformable_attention`. Materialises logits and bias: memory `O(B M N_q N_k)`."""
     bias = relative_position_bias(bias_table, sampling_locations, query_size, coordinates)
-    return attention(q, k, v, bias, dropout)
+    return attention(q, k, v, bias)
 
 
 def relative_position_bias(

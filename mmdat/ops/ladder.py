@@ -1,0 +1,108 @@
+"""Which code serves an operation: each has a ladder, from its fastest backend down to its plain formula.
+
+Deformable attention, attention in windows and the MLP are chosen for here, by what they say of themselves: a
+backend tells what it cannot serve and why, and from which size it pays. The environment variable
+`MMDAT_BACKEND` decides for all of them: `reference` stands for the plain formulas of PyTorch, `portable` for
+what PyTorch computes in bounded memory, other names for backends of deformable attention.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+REFERENCE = 'reference'  # the name of all plain formulas
+
+
+class Inputs(Protocol):
+    """What an operation takes, with its size in some unit."""
+
+    unit: ClassVar[str]
+
+    def size(self) -> int: ...
+
+
+class Backend:
+    """A faster or smaller way to compute an operation than its plain formula."""
+
+    name: ClassVar[str]
+    names: ClassVar[list[str]] = [REFERENCE]  # of all backends
+
+    def __init_subclass__(cls):
+        if 'name' in vars(cls) and cls.name not in Backend.names:
+            Backend.names.append(cls.name)
+
+    def not_supported_reasons(self, inputs: Inputs) -> list[str]:
+        """Why these inputs cannot be served, in full sentences without a full stop; empty if they can."""
+        return []
+
+    def pays_from(self, inputs: Inputs) -> int:
+        """The size of inputs like these from which on it is better than what comes after it in the ladder."""
+        return 0
+
+
+def choose(ladder: Sequence[Backend], inputs: Inputs) -> Backend | None:
+    """The first backend that serves these inputs and pays, or `None` for the plain formula."""
+    for backend in ladder:
+        if not backend.not_supported_reasons(inputs) and inputs.size() >= backend.pays_from(inputs):
+            return backend
+    return None
+
+
+def explain_choice(ladder: Sequence[Backend], inputs: Inputs) -> str:
+    """What `choose` takes, and why: `'NAME: ...'`."""
+    chosen = choose(ladder, inputs)
+    said = [f'{inputs.size()} {inputs.unit}']
+    for backend in ladder:
+        if backend is chosen:
+            break
+        reasons = backend.not_supported_reasons(inputs)
+        why_not = '; '.join(reasons) or f'pays from {backend.pays_from(inputs)} {inputs.unit} on'
+        said.append(f'not {backend.name}: {why_not}')
+    return f'{chosen.name if chosen else REFERENCE}: {", ".join(said)}'
+
+
+def asked_for() -> str | None:
+    """What `MMDAT_BACKEND` asks for.
+
+    Raises:
+        ValueError: If there is no backend of this name.
+    """
+    name = os.environ.get('MMDAT_BACKEND') or None
+    if name is not None:
+        check_name(name, 'the variable MMDAT_BACKEND')
+    return name
+
+
+def check_name(name: str, asked_by: str) -> None:
+    if name not in Backend.names:
+        raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {Backend.names}')
+
+
+def transform_reason() -> str | None:
+    """Why nothing but the plain formula will do, whatever the backend: a transform that only PyTorch's own
+    operations know."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return 'torch.func transforms the single operations'
+    if torch.autograd.forward_ad._current_level >= 0:
+        return 'forward-mode differentiation goes through the single operations'
+    return None
+
+
+def observer_reason(x: Tensor) -> str | None:
+    """Why a layer of PyTorch's common operations should be computed by these: something follows or changes
+    them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return 'a compiler follows the single operations'
+    if is_in_torch_dispatch_mode():
+        return 'a mode, such as a counter of FLOPs, follows the single operations'
+    if type(x) not in (Tensor, torch.nn.Parameter):
+        return f'{type(x).__name__} has operations of its own'
+    if torch.is_autocast_enabled(x.device.type):
+        return 'autocast chooses the dtype of each operation'
+    return transform_reason()
