@@ -1,0 +1,133 @@
+"""Under autocast nothing overflows, and outputs stay near those of float32."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope, init_default_scope
+from narrow import ARCH, narrow
+from torch.utils._pytree import tree_map_only
+
+from mmdat.backbones import DAT
+
+BACKBONES = {
+    'cvpr': dict(arch=ARCH, key_strides=(1, 1, 2, 1)),
+    'plus': dict(arch=ARCH | dict(generation='plus')),
+}
+SIZES = [(1, 1), (1, 9), (33, 2), (64, 96)]
+LARGE = [(224, 224), (800, 608), (512, 2048)]
+
+# Root mean square errors relative to float32: of each map, and of the gradient of all parameters.
+BOUNDS = {torch.bfloat16: (0.02, 0.1), torch.float16: (0.003, 0.02)}
+
+
+def weighted_sum(maps) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return sum((out.float() * torch.randn(out.shape, generator=generator)).mean() for out in maps)
+
+
+def gradient(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('name', BACKBONES)
+def test_backbones(name, dtype, trials):
+    torch.manual_seed(0)
+    model = DAT(**BACKBONES[name], drop_path_rate=0.0)
+    for size in trials(SIZES, SIZES + LARGE):
+        x = torch.randn(1, 3, *size)
+        exact = model(x)
+        model.zero_grad()
+        weighted_sum(exact).backward()
+        exact_gradient = gradient(model)
+        model.zero_grad()
+        with torch.autocast('cpu', dtype):
+            maps = model(x)
+        weighted_sum(maps).backward()
+        of_maps, of_gradients = BOUNDS[dtype]
+        for out, expected in zip(maps, exact):
+            assert (out.float() - expected).norm() < of_maps * expected.norm(), size
+        assert (gradient(model) - exact_gradient).norm() < of_gradients * exact_gradient.norm(), size
+
+
+@pytest.fixture
+def default_scope():
+    init_default_scope('mmdet')
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+def detector_batch(model, size: tuple[int, int]) -> dict:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    height, width = size
+    masks = torch.zeros(1, *size, dtype=torch.uint8)
+    masks[:, 20 : height // 2, 30 : width // 2] = 1
+    sample = DetDataSample(
+        metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)),
+        gt_instances=InstanceData(
+            bboxes=HorizontalBoxes(torch.tensor([[30.0, 20.0, width / 2, height / 2]])),
+            labels=torch.tensor([3]),
+            masks=BitmapMasks(masks.numpy(), *size),
+        ),
+    )
+    image = torch.randint(0, 255, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), training=True)
+
+
+def small(model: ConfigDict) -> None:
+    """Makes what follows the backbone small as well."""
+    narrow(model)
+    model.neck.out_channels = 16
+    if 'roi_head' not in model:
+        model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+        return
+    model.rpn_head.update(in_channels=16, feat_channels=16)
+    heads = model.roi_head
+    heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = 16
+    heads.bbox_head.update(in_channels=16, fc_out_channels=32)
+    heads.mask_head.update(in_channels=16, conv_out_channels=16)
+
+
+def keep_in_float32(owner: torch.nn.Module, method: str) -> None:
+    """For ops of mmcv that know no other dtype on CPUs."""
+    original = getattr(owner, method)
+
+    def in_float32(*args, **options):
+        args = tree_map_only(torch.Tensor, lambda x: x.float() if x.is_floating_point() else x, args)
+        with torch.autocast('cpu', enabled=False):
+            return original(*args, **options)
+
+    setattr(owner, method, in_float32)
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('name', ['retinanet/dat_t_1x_coco', 'mask_rcnn/dat_pp_t_1x_coco'])
+@pytest.mark.usefixtures('default_scope')
+def test_detectors(name, dtype, trials):
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    small(cfg.model)
+    torch.manual_seed(0)
+    model = import_module('mmdet.registry').MODELS.build(cfg.model).train()
+    if 'roi_head' in cfg.model:
+        keep_in_float32(model.rpn_head, 'predict_by_feat')  # non-maximum suppression
+        keep_in_float32(model.roi_head.bbox_roi_extractor, 'forward')
+        keep_in_float32(model.roi_head.mask_roi_extractor, 'forward')
+    for size in trials([(160, 224)], [(160, 224), (800, 1216)]):
+        totals = []
+        for enabled in (False, True):
+            torch.manual_seed(0)  # of the regions that are sampled
+            model.zero_grad()
+            with torch.autocast('cpu', dtype, enabled=enabled):
+                losses = model(**detector_batch(model, size), mode='loss')
+            total, _ = model.parse_losses(losses)
+            total.backward()
+            totals.append(total.item())
+            assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        assert abs(totals[1] - totals[0]) < 0.02 * totals[0]
