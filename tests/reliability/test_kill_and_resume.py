@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -48,11 +49,14 @@ def command(folder: Path, work_dir: Path) -> list[str]:
 
 @pytest.fixture(scope='module')
 def undisturbed(folder) -> tuple[dict, float]:
-    """How the run ends that nobody disturbs, and how many seconds it takes."""
-    start = time.monotonic()
-    code, output = run_tool(folder, *command(folder, folder / 'undisturbed'))
+    """How the run ends that nobody disturbs, and how many seconds it takes once the model is built."""
+    work_dir = folder / 'undisturbed'
+    code, output = run_tool(folder, *command(folder, work_dir))
     assert code == 0, output
-    return read_end(folder / 'undisturbed'), time.monotonic() - start
+    (start,) = work_dir.glob('*/vis_data/config.py')
+    return read_end(work_dir), max(
+        path.stat().st_mtime for path in work_dir.iterdir()
+    ) - start.stat().st_mtime
 
 
 def read_end(work_dir: Path) -> dict:
@@ -81,18 +85,18 @@ def kill(process) -> None:
     except psutil.NoSuchProcess:
         return
     for victim in victims:
-        try:
+        with suppress(psutil.NoSuchProcess):
             victim.kill()
-        except psutil.NoSuchProcess:
-            continue
     process.communicate()
 
 
-def wait_for_part(process, work_dir: Path, count: int) -> None:
-    """Until the run has begun to write a checkpoint for the `count`-th time, or has ended."""
+def wait_for(process, work_dir: Path, pattern: str, count: int = 1) -> None:
+    """Until the run has begun to write the `count`-th file of a name, or has ended."""
     seen = set()
     while process.poll() is None and len(seen) < count:
-        seen |= {path.stat().st_ino for path in work_dir.glob('*.part')}
+        for path in work_dir.glob(pattern):
+            with suppress(FileNotFoundError):
+                seen.add(path.stat().st_ino)
         time.sleep(0.02)
 
 
@@ -105,11 +109,12 @@ def test_killed_runs_end_as_undisturbed_ones(folder, undisturbed, trials):
         process = start_tool(folder, *command(folder, work_dir))
         if seed % 2:
             delay = rng.uniform(0, seconds)
+            wait_for(process, work_dir, '*/vis_data/config.py')
             time.sleep(delay)
             moment = f'after {delay:.1f} s'
         else:
             count = rng.randint(2, 6)
-            wait_for_part(process, work_dir, count)
+            wait_for(process, work_dir, '*.part', count)
             moment = f'in save {count}'
         kill(process)
         left = sorted(path.name for path in work_dir.glob('*.pth*'))
