@@ -51,9 +51,10 @@ class StrictCheckpointHook(Hook):
             )
         check_weights(weights, model, ' by `--cfg-options load_generation=...`')
         fitted, report = fit(weights, target, is_part and starting, self.ignore if starting else ())
-        report.check(
+        hint = (
             ' (`--cfg-options load_ignore=PREFIX,...` leaves such weights as initialised)' if starting else ''
         )
+        report.check(' (--no-resume starts anew)' if resuming else hint)
         runner.logger.info(report)
 
         metadata = getattr(checkpoint.get('state_dict'), '_metadata', None)

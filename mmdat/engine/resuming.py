@@ -21,7 +21,7 @@ def resume(cfg: Config, checkpoint: str | None) -> None:
     """Lets a training go on.
 
     Args:
-        cfg: Changed in place.
+        cfg: Changed in place: `resume`, `load_from`, and `started_from`, the `load_from` of the first start.
         checkpoint: The file to go on from, whatever run it is of; `'auto'` for the newest whole one of the
             work directory, or a start where there is none; `None` to start anew.
 
@@ -138,8 +138,8 @@ def _saved_at(path: str) -> tuple:
 def _check_run(cfg: Config, checkpoint: str, meta: dict, starts_from: str | None) -> str | None:
     """Compares a run with the one that saved a checkpoint; returns what weights that one started from."""
     advice = (
-        f'--no-resume starts anew in {cfg.work_dir}, --work-dir elsewhere, '
-        f'and `--resume {checkpoint}` goes on all the same'
+        f'--no-resume starts anew in {cfg.work_dir}, --work-dir DIR elsewhere, '
+        f'`--resume {checkpoint}` goes on all the same'
     )
     recorded_name = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name') or ''))
     name = cfg.get('experiment_name') or osp.splitext(osp.basename(cfg.filename))[0]
@@ -193,7 +193,7 @@ def _flatten(node: ast.expr, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         children = [(keyword.arg, keyword.value) for keyword in node.keywords]
     elif isinstance(node, ast.Dict):
-        children = [(ast.literal_eval(key), value) for key, value in zip(node.keys, node.values)]
+        children = [(ast.unparse(key).strip("'"), value) for key, value in zip(node.keys, node.values)]
     elif isinstance(node, ast.List) and any(isinstance(child, ast.Call | ast.Dict) for child in node.elts):
         children = enumerate(node.elts)
     else:

@@ -127,10 +127,11 @@ class RemoveAfterSaveHook(Hook):
 
 
 def _relocate(hook: CheckpointHook, last: str | None) -> None:
-    """Paths that a checkpoint brought along are of the time when it was saved."""
+    """Paths that a checkpoint brought along are of the time of the save; files elsewhere are of others."""
 
     def here(path: str | None) -> str | None:
-        return path and hook.file_backend.join_path(hook.out_dir, osp.basename(path))
+        path = path and hook.file_backend.join_path(hook.out_dir, osp.basename(path))
+        return path if path and hook.file_backend.exists(path) else None
 
     hook.last_ckpt = here(last)
     if hasattr(hook, 'best_ckpt_path'):
