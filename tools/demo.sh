@@ -49,7 +49,7 @@ step "Training (log: $out/train)"
 run tools/train.py "$config" --work-dir "$out/train" --resume "${data[@]}"
 
 step 'Testing the trained model'
-checkpoint=$(<"$out/train/last_checkpoint")
+checkpoint=$out/train/$(basename -- "$(<"$out/train/last_checkpoint")") # the path in it is of before a move
 run tools/test.py "$config" "$checkpoint" --work-dir "$out/after" "${data[@]}"
 
 step 'Drawing predictions and key points'

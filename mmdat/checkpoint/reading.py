@@ -1,10 +1,13 @@
 """Reading checkpoint files without running what they hold."""
 
+import os
 import os.path as osp
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -45,8 +48,8 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
     Args:
         path: File. Its suffix must be of `SUFFIXES` and agree with what is inside.
         map_location: As in `torch.load`.
-        lazy: Leave tensors on the disk until they are used, where the format allows. For a look
-            at a file that may be replaced later.
+        lazy: Leave tensors on the disk until they are used, where the format allows, and do without
+            `check_whole`. For a look at a file that may be replaced later.
 
     Returns:
         What was saved, a dict. Of a safetensors file `{'meta': metadata, 'state_dict': tensors}`.
@@ -56,7 +59,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', lazy: bool = False) ->
             weights and plain values, and `trust_checkpoints` has not been called.
     """
     path = osp.expanduser(path)
-    kind = _sniff(path)
+    kind = _sniff(path) if lazy else check_whole(path)
     if kind == 'safetensors':
         return _read_safetensors(path)
     try:
@@ -97,6 +100,40 @@ def require_safetensors(path: str) -> ModuleType:
         raise CheckpointError(
             f'{path} needs the package safetensors: `pip install safetensors`, or use a .pth file'
         ) from error
+
+
+def check_whole(path: str) -> str:
+    """Compares all that a file of PyTorch holds with its checksums, which PyTorch itself does not do.
+
+    The format before PyTorch 1.6, safetensors, and files saved under `set_crc32_options(False)` have no
+    checksums: there damage shows only where it prevents the reading.
+
+    Returns:
+        `'zip' | 'legacy' | 'safetensors'`, by content.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or no checkpoint.
+    """
+    path = osp.expanduser(path)
+    kind = _sniff(path)
+    if kind == 'zip':
+        stat = os.stat(path)
+        if damage := _find_damage(path, stat.st_size, stat.st_mtime_ns, stat.st_ino):
+            raise CheckpointError(damage)
+    return kind
+
+
+@lru_cache
+def _find_damage(path: str, *state: int) -> str | None:
+    """What is wrong with a zip archive; `state` of the file, so that none is read twice without need."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if all(record.CRC == 0 for record in archive.infolist()):
+                return None
+            record = archive.testzip()
+    except Exception as error:
+        return _damaged(path, error)
+    return record and _damaged(path, zipfile.BadZipFile(f'the checksum of {record} is wrong'))
 
 
 def _read_trusted(path: str, map_location: Any) -> Any:

@@ -1,8 +1,9 @@
 from .cli import add_trust_argument, base_parser, run_tool
-from .config import load_config, resume
+from .config import load_config
 from .conversion import convert_checkpoint
 from .hooks import StrictCheckpointHook
 from .preflight import PreflightError, preflight
+from .resuming import resume
 from .runner import build_model, build_runner
 from .testing import dump_predictions_to, enable_tta, enable_visualization
 

@@ -7,6 +7,7 @@ from mmengine.config import DictAction
 
 from ..checkpoint import CheckpointError, trust_checkpoints
 from .preflight import PreflightError
+from .saving import NO_ROOM
 
 
 def base_parser(description: str) -> ArgumentParser:
@@ -52,6 +53,11 @@ def run_tool(main: Callable[[], None]) -> None:
     except (PreflightError, CheckpointError) as error:
         if os.environ.get('RANK', '0') == '0':
             print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f'error: no room to write: {error}; make room, the same command goes on', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell counts it, without a traceback

@@ -1,9 +1,8 @@
 import os.path as osp
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 
 from .preflight import PreflightError
 
@@ -21,7 +20,8 @@ def load_config(
         cfg_options: Settings to override, with dotted keys. `data_root` moves every path below the
             config's data root, so that a data set elsewhere needs one option.
         work_dir: Where logs and checkpoints go. By default the config's `work_dir`, or else
-            `work_dirs/` and the config's name.
+            `work_dirs/mask_rcnn/dat_t_3x_coco` for `configs/mask_rcnn/dat_t_3x_coco.py`, and
+            `work_dirs/` and the config's name for a file that is not below a folder `configs`.
         launcher: `'none' | 'pytorch' | 'slurm' | 'mpi'`.
 
     Raises:
@@ -36,26 +36,16 @@ def load_config(
         for key, value in list(cfg.items()):
             cfg[key] = _move(value, old, new)
     cfg.merge_from_dict(options)
-    default = osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
-    cfg.work_dir = work_dir or cfg.get('work_dir') or default
+    cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', name_run(path))
     cfg.launcher = launcher
     return cfg
 
 
-def resume(cfg: Config, checkpoint: str | None) -> None:
-    """Lets a training go on.
-
-    Args:
-        cfg: Changed in place.
-        checkpoint: The file to go on from; `'auto'` for the latest of the work directory, or a start
-            where there is none; `None` to start anew.
-    """
-    if checkpoint == 'auto':
-        started = osp.isfile(osp.join(cfg.work_dir, 'last_checkpoint'))
-        checkpoint = find_latest_checkpoint(cfg.work_dir) if started else None
-    if checkpoint:
-        cfg.resume, cfg.load_from = True, checkpoint
-        print_log(f'going on from {checkpoint}; --no-resume starts anew')
+def name_run(path: str) -> str:
+    """The config's path below the nearest folder `configs`, without suffix."""
+    *folders, name = Path(osp.abspath(path)).with_suffix('').parts
+    below = folders[::-1].index('configs') if 'configs' in folders else 0
+    return osp.join(*folders[len(folders) - below :], name)
 
 
 def _move(value: Any, old: str, new: str) -> Any:

@@ -2,7 +2,7 @@ from collections import OrderedDict
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
 from ..checkpoint import CheckpointError, check_weights, fit, interpret
 
@@ -13,8 +13,8 @@ class StrictCheckpointHook(Hook):
     A classifier fits another model as its backbone, but only to start a training from.
 
     Args:
-        ignore: Prefixes of keys that are left as initialised, for instance
-            `('roi_head.bbox_head.fc_cls',)` to fine-tune on other classes.
+        ignore: Prefixes of keys that are left as initialised when a training starts, for instance
+            `('roi_head.bbox_head.fc_cls',)` to fine-tune on other classes. To resume and to test, all load.
         generation: `'cvpr' | 'plus'`, for files that do not tell.
     """
 
@@ -40,6 +40,7 @@ class StrictCheckpointHook(Hook):
                 f'{weights.source} holds weights, but no state of a training to resume: '
                 f'`--no-resume --cfg-options load_from={weights.source}` starts from them'
             )
+        starting = training and not resuming
         target = model.state_dict()
         has_more = any(not key.startswith(('backbone.', 'head.')) for key in target)
         is_part = bool(weights.identity) and weights.is_classifier and has_more
@@ -49,11 +50,46 @@ class StrictCheckpointHook(Hook):
                 'it, by load_from or init_cfg, but there is nothing to test'
             )
         check_weights(weights, model, ' by `--cfg-options load_generation=...`')
-        fitted, report = fit(weights, target, is_part and not resuming, self.ignore)
-        report.check(' (`--cfg-options load_ignore=PREFIX,...` leaves such weights as initialised)')
+        fitted, report = fit(weights, target, is_part and starting, self.ignore if starting else ())
+        hint = (
+            ' (`--cfg-options load_ignore=PREFIX,...` leaves such weights as initialised)' if starting else ''
+        )
+        report.check(' (--no-resume starts anew)' if resuming else hint)
         runner.logger.info(report)
 
         metadata = getattr(checkpoint.get('state_dict'), '_metadata', None)
         checkpoint['state_dict'] = OrderedDict(fitted)
         if metadata is not None:
             checkpoint['state_dict']._metadata = metadata
+
+
+class MissedValidationHook(Hook):
+    """Validates at the start of a resumed run, where the run before may have been stopped in between.
+
+    MMEngine saves a checkpoint, validates, and trains on; a resumed run trains on at once. What depends on
+    the metrics, the best checkpoint for instance, then differs, and a run that is stopped in its last
+    validation never tells how good it is. A checkpoint that was saved after its validation knows of it.
+    """
+
+    priority = 'LOWEST'  # the other hooks are ready
+
+    def before_train(self, runner) -> None:
+        if not runner._resume or runner.val_loop is None:
+            return
+        loop = runner.train_loop
+        loop._decide_current_val_interval()
+        step, last = _position(loop)
+        due = step >= loop.val_begin and (step % loop.val_interval == 0 or step == last)
+        if due and runner.message_hub.runtime_info.get('validated_at') != step:
+            runner.logger.info('Validating the checkpoint, the run before may not have come to it.')
+            runner.val_loop.run()
+
+    def before_val(self, runner) -> None:
+        if isinstance(runner._train_loop, BaseLoop):
+            runner.message_hub.update_info('validated_at', _position(runner.train_loop)[0])
+
+
+def _position(loop: BaseLoop) -> tuple[int, int]:
+    """Where a training is and where it ends, in epochs or iterations."""
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    return (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+from ..checkpoint.reading import check_whole
 from ..checkpoint.sources import SCHEME
 from .environment import check_mmcv_ops
 
@@ -94,7 +95,9 @@ def _check_checkpoint(checkpoint: str, hint: str = '') -> None:
     if not is_mine:  # MMEngine looks up torchvision:// and the like
         return
     try:
-        read_checkpoint(find_checkpoint(checkpoint), lazy=True)
+        path = find_checkpoint(checkpoint)
+        check_whole(path)
+        read_checkpoint(path, lazy=True)
     except CheckpointError as error:
         raise PreflightError(f'{error}{hint}') from error
 

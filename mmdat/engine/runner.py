@@ -6,8 +6,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
-from .hooks import StrictCheckpointHook
+from .hooks import MissedValidationHook, StrictCheckpointHook
 from .preflight import walk
+from .randomness import SeedHook, number_samples
+from .saving import RemoveAfterSaveHook, guard_saving
 
 
 def build_model(config: str) -> nn.Module:
@@ -18,13 +20,17 @@ def build_model(config: str) -> nn.Module:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner of a config, on GPUs or on CPUs, that loads checkpoints safely and strictly.
+    """The runner of a config, on GPUs or on CPUs.
+
+    It loads checkpoints safely and strictly, saves them whole or not at all, and ends as if it had not been
+    stopped and resumed.
 
     Without GPUs the processes of the pytorch launcher talk over gloo, and batch norms keep to their own
     process, because PyTorch synchronises them on GPUs only. Top-level `load_ignore` and
     `load_generation` of the config: see `StrictCheckpointHook`.
     """
     guard_schemes()
+    guard_saving()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine's own start binds each process to a GPU
         dist.init_process_group('gloo')
@@ -43,4 +49,7 @@ def build_runner(cfg: Config) -> Runner:
     # before the hook that keeps averages of the weights takes them over
     hook = StrictCheckpointHook(ignore, cfg.get('load_generation'))
     runner.register_hook(hook, priority='VERY_HIGH')
+    number_samples(runner._train_dataloader)
+    for hook in (SeedHook(), RemoveAfterSaveHook(), MissedValidationHook()):
+        runner.register_hook(hook)
     return runner

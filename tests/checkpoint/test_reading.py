@@ -195,3 +195,57 @@ def test_safetensors_is_an_extra(tmp_path, monkeypatch):
     save_file(WEIGHTS, path)
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     assert '`pip install safetensors`' in refusal(path)
+
+
+DAMAGE = {
+    'half': lambda content: content[: len(content) // 2],
+    'the last byte': lambda content: content[:-1],
+    'everything': lambda content: b'',
+    'a bit': lambda content: flip(content, 8 * len(content) // 2),
+    'zeros': lambda content: content[:6000] + bytes(4096) + content[6000 + 4096 :],
+}
+
+
+def flip(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damage_that_pytorch_does_not_see(tmp_path, damage):
+    path = tmp_path / 'epoch_1.pth'
+    content = saved({'state_dict': {'weight': torch.randn(5000)}})
+    path.write_bytes(DAMAGE[damage](content))
+    message = refusal(path)
+    assert ('is empty' if damage == 'everything' else 'incomplete or damaged') in message
+    if damage in ('a bit', 'zeros'):
+        assert 'the checksum of archive/data/0 is wrong' in message
+        torch.load(path)
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path):
+    """Anywhere in the file: it is refused, or what it holds is as before."""
+    path = tmp_path / 'x.pth'
+    weights = {'weight': torch.randn(50), 'epoch': 3}
+    content = saved(weights)
+    outcomes = []
+    for bit in np.random.default_rng(0).choice(8 * len(content), 300, replace=False):
+        path.write_bytes(flip(content, int(bit)))
+        try:
+            read = read_checkpoint(str(path))
+        except CheckpointError:
+            outcomes.append('refused')
+            continue
+        assert read['epoch'] == 3
+        assert torch.equal(read['weight'], weights['weight'])
+        outcomes.append('as before')
+    assert outcomes.count('refused') > 50
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    path = str(tmp_path / 'x.pth')
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path).keys() == WEIGHTS.keys()

@@ -1,4 +1,8 @@
-from mmdat.engine import load_config, resume
+import pytest
+from conftest import ROOT
+
+from mmdat.engine import load_config
+from mmdat.engine.config import name_run
 
 CONFIG = """
 data_root = 'data/coco/'
@@ -31,14 +35,29 @@ def test_work_dir(tmp_path):
     assert load_config(path, {'work_dir': 'there'}).work_dir == 'there'
 
 
-def test_resume(tmp_path):
-    cfg = load_config(write_config(tmp_path), work_dir=str(tmp_path))
-    resume(cfg, 'auto')
-    assert 'resume' not in cfg  # nothing to go on from
-    (tmp_path / 'last_checkpoint').write_text('epoch_3.pth')
-    resume(cfg, None)
-    assert 'resume' not in cfg
-    resume(cfg, 'auto')
-    assert (cfg.resume, cfg.load_from) == (True, 'epoch_3.pth')
-    resume(cfg, 'epoch_1.pth')
-    assert cfg.load_from == 'epoch_1.pth'
+@pytest.mark.parametrize(
+    ('config', 'work_dir'),
+    [
+        ('configs/mask_rcnn/dat_x.py', 'work_dirs/mask_rcnn/dat_x'),
+        ('configs/dat_x.py', 'work_dirs/dat_x'),
+        ('project/configs/old/configs/retinanet/dat_x.py', 'work_dirs/retinanet/dat_x'),
+        ('project/experiments/dat_x.py', 'work_dirs/dat_x'),
+    ],
+)
+def test_work_dirs_follow_the_folders_of_configs(tmp_path, config, work_dir):
+    path = tmp_path / config
+    path.parent.mkdir(parents=True)
+    path.write_text('lr = 1')
+    assert load_config(str(path)).work_dir == work_dir
+
+
+def test_work_dir_of_a_config_named_from_within_configs(tmp_path, monkeypatch):
+    (tmp_path / 'configs' / 'fcos').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'configs' / 'fcos')
+    (tmp_path / 'configs' / 'fcos' / 'dat_x.py').write_text('lr = 1')
+    assert load_config('dat_x.py').work_dir == 'work_dirs/fcos/dat_x'
+
+
+def test_each_config_has_a_work_dir_of_its_own():
+    configs = [str(path) for path in (ROOT / 'configs').glob('[!_]*/*.py')]
+    assert len({name_run(path) for path in configs}) == len(configs) > 60

@@ -50,8 +50,19 @@ def test_misfits_are_named(changes, message):
 
 
 def test_ignored_weights_stay_as_initialised():
-    loaded = load(weights(**{'head.weight': torch.zeros(80, 3)}), ignore=('head',))
+    loaded = load(weights(**{'head.weight': torch.zeros(80, 3)}), ignore=('head',), training=True)
     assert loaded['head.weight'].shape == (4, 3)
+
+
+@pytest.mark.parametrize(('training', 'resume'), [(True, True), (False, False)])
+def test_trained_weights_are_not_ignored_on_resuming_and_testing(training, resume):
+    checkpoint = weights(**{'head.weight': torch.full((4, 3), 7.0)}) | {'message_hub': {}}
+    loaded = load(checkpoint, ignore=('head',), training=training, resume=resume)
+    assert (loaded['head.weight'] == 7).all()
+    misfit = weights(**{'head.weight': torch.zeros(80, 3)}) | {'message_hub': {}}
+    with pytest.raises(CheckpointError, match='1 of another shape') as error:
+        load(misfit, ignore=('head',), training=training, resume=resume)
+    assert 'load_ignore' not in str(error.value)
 
 
 def test_weights_alone_are_nothing_to_resume():

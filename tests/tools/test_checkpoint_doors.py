@@ -1,25 +1,17 @@
 """Every way by which a checkpoint enters the tools: files of all formats, malicious and damaged ones."""
 
 import pickle
-import runpy
-import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from goldens import case_settings, read_golden
-from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as mmengine_checkpoint
 from published import MALICIOUS, installed_yacs, save_classifier, save_malicious, weights_of
 from server import running_server
 from torch import nn
 
 from mmdat.backbones import DAT
-from mmdat.checkpoint import from_official, trust_checkpoints
+from mmdat.checkpoint import from_official
 
 # A classifier as small as the goldens', on a few images.
 CONFIG = """
@@ -48,26 +40,6 @@ log_level = 'INFO'
 """
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working directory with data, where the tools leave nothing behind in this process."""
-    rng = np.random.default_rng(0)
-    for name in 'abcdefghij':
-        (tmp_path / 'data' / name).mkdir(parents=True)
-    for name in 'ab':
-        picture = rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)
-        cv2.imwrite(str(tmp_path / 'data' / name / '0.png'), picture)
-    (tmp_path / 'files').mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    for name in ('load_from_http', '_safe_torch_load'):
-        monkeypatch.setattr(mmengine_checkpoint, name, getattr(mmengine_checkpoint, name))
-    yield tmp_path
-    trust_checkpoints(False)
-    DefaultScope._instance_dict.clear()
-
-
 def write_config(folder: Path, name: str = 'cvpr_base_128w4', **settings) -> None:
     case, _ = read_golden(name)
     settings = case_settings(case) | dict(out_indices=(3,)) | settings
@@ -90,7 +62,7 @@ DOORS = {
 
 
 @pytest.fixture
-def enter(folder, monkeypatch, capsys):
+def enter(folder, run_here):
     """Brings a checkpoint through a door; in this process, because to start one takes seconds."""
 
     def enter(door: str, path: str | Path, *flags: str, **options) -> tuple[int, str]:
@@ -98,14 +70,7 @@ def enter(folder, monkeypatch, capsys):
         all_options = own_options + [f'{key.replace("__", ".")}={value}' for key, value in options.items()]
         command = [*arguments, *flags, *(['--cfg-options', *all_options] if all_options else [])]
         command = [argument.replace('{}', str(path)) for argument in command]
-        monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools' / command[0]), *command[1:]])
-        code = 0
-        try:
-            runpy.run_path(sys.argv[0], run_name='__main__')
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.err + captured.out
+        return run_here(*command)
 
     return enter
 
