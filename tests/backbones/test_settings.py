@@ -17,7 +17,7 @@ def test_values_of_a_wrong_kind(name):
 
 @pytest.mark.parametrize('arch', [None, 3, [], object(), ARCH | dict(generation=[1])])
 def test_an_arch_of_a_wrong_kind(arch):
-    with pytest.raises(ValueError, match='unknown (arch|generation) '):
+    with pytest.raises(ValueError, match=r'unknown (arch|generation) '):
         DAT(arch)
 
 
