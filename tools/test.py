@@ -4,12 +4,15 @@ from mmdat.engine import (
     dump_predictions_to,
     enable_tta,
     enable_visualization,
+    in_one_line,
     load_config,
     preflight,
     run_tool,
+    summarize,
 )
 
 
+@in_one_line()
 def main():
     parser = base_parser('Evaluate a checkpoint of any task')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -27,9 +30,10 @@ def main():
         enable_tta(cfg)
     if args.out:
         dump_predictions_to(cfg, args.out)
-    preflight(cfg, training=False)
     if args.check:
+        print(summarize(cfg, training=False))
         return
+    preflight(cfg, training=False)
     build_runner(cfg).test()
 
 

@@ -1,12 +1,16 @@
 from ..checkpoint.conversion import convert_checkpoint
-from .cli import add_trust_argument, base_parser, run_tool
+from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool
 from .config import load_config, resume
+from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
-from .preflight import PreflightError, preflight
+from .preflight import preflight
 from .runner import build_model, build_runner
+from .summary import summarize
 from .testing import dump_predictions_to, enable_tta, enable_visualization
 
 __all__ = [
+    'Overrides',
+    'Parser',
     'PreflightError',
     'StrictCheckpointHook',
     'add_trust_argument',
@@ -17,8 +21,10 @@ __all__ = [
     'dump_predictions_to',
     'enable_tta',
     'enable_visualization',
+    'in_one_line',
     'load_config',
     'preflight',
     'resume',
     'run_tool',
+    'summarize',
 ]

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
 from .hooks import StrictCheckpointHook
-from .preflight import walk
+from .preflight import brings_weights, pretrained_parts, walk
 
 
 def build_model(config: str) -> nn.Module:
@@ -20,11 +20,15 @@ def build_model(config: str) -> nn.Module:
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, on GPUs or on CPUs, that loads checkpoints safely and strictly.
 
-    Without GPUs the processes of the pytorch launcher talk over gloo, and batch norms keep to their own
-    process, because PyTorch synchronises them on GPUs only. Top-level `load_ignore` and
-    `load_generation` of the config: see `StrictCheckpointHook`.
+    Files of `init_cfg` are not read where `load_from` brings the weights. Without GPUs the processes of the
+    pytorch launcher talk over gloo, and batch norms keep to their own process, because PyTorch synchronises
+    them on GPUs only. Top-level `load_ignore` and `load_generation` of the config: see
+    `StrictCheckpointHook`.
     """
     guard_schemes()
+    for name, part, _ in list(pretrained_parts(cfg)):
+        if brings_weights(cfg, name):
+            part.init_cfg = None
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine's own start binds each process to a GPU
         dist.init_process_group('gloo')
