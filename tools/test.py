@@ -8,6 +8,7 @@ from mmdat.engine import (
     load_config,
     preflight,
     run_tool,
+    say_once,
     summarize,
 )
 
@@ -31,9 +32,11 @@ def main():
     if args.out:
         dump_predictions_to(cfg, args.out)
     if args.check:
-        print(summarize(cfg, training=False))
+        say_once(summarize(cfg, training=False))
         return
     preflight(cfg, training=False)
+    if args.preflight:
+        return
     build_runner(cfg).test()
 
 

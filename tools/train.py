@@ -6,6 +6,7 @@ from mmdat.engine import (
     preflight,
     resume,
     run_tool,
+    say_once,
     summarize,
 )
 
@@ -36,9 +37,11 @@ def main():
         cfg.auto_scale_lr.enable = True
     resume(cfg, args.resume)
     if args.check:
-        print(summarize(cfg, training=True))
+        say_once(summarize(cfg, training=True))
         return
     preflight(cfg, training=True)
+    if args.preflight:
+        return
     build_runner(cfg).train()
 
 

@@ -1,5 +1,5 @@
 from ..checkpoint.conversion import convert_checkpoint
-from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool
+from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool, say_once
 from .config import load_config, resume
 from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
@@ -26,5 +26,6 @@ __all__ = [
     'preflight',
     'resume',
     'run_tool',
+    'say_once',
     'summarize',
 ]

@@ -55,7 +55,10 @@ def base_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         '--check',
         action='store_true',
-        help='build model and data sets, check settings, files and data, say what would run, and stop',
+        help='check everything, load the data sets, say what would run, and stop',
+    )
+    parser.add_argument(
+        '--preflight', action='store_true', help='only the quick checks that precede every run, and stop'
     )
     add_trust_argument(parser)
     # torch.distributed.launch passes this beside the environment variable that MMEngine reads
@@ -78,6 +81,16 @@ def add_trust_argument(parser: ArgumentParser) -> None:
     )
 
 
+def say_once(text: str) -> None:
+    """Prints by one process of each machine."""
+    if _is_first():
+        print(text)
+
+
+def _is_first() -> bool:
+    return next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), '0') == '0'
+
+
 def run_tool(main: Callable[[], None]) -> None:
     """Runs a tool; what the user can mend is said in one line, by one process of each machine.
 
@@ -86,7 +99,7 @@ def run_tool(main: Callable[[], None]) -> None:
     try:
         main()
     except (PreflightError, CheckpointError) as error:
-        if next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), '0') == '0':
+        if _is_first():
             if os.environ.get('MMDAT_TRACEBACK') == '1':
                 traceback.print_exception(error)
             print(f'error: {error}', file=sys.stderr)

@@ -41,8 +41,11 @@ _WRONG_CHANNELS = re.compile(
     '|running_mean should contain|Expected weight to be a vector'
 )
 _TAKE_MAPS = ('neck', 'decode_head', 'auxiliary_head')
-# Heads that tell the classes of the data set apart, by where they are in a model.
-_CLASSIFIERS = ('bbox_head', 'mask_head', 'decode_head', 'auxiliary_head', 'head', 'data_preprocessor')
+# The heads that tell the classes of the data set apart, and what counts those classes for them. Others with
+# `num_classes` mean something else, such as the identities of a tracker.
+_TELL_CLASSES = re.compile(
+    r'((roi_head\.)?(bbox_head|mask_head)|decode_head|auxiliary_head|head|data_preprocessor)(\.\d+)?'
+)
 
 
 def try_model(cfg: Config) -> nn.Module:
@@ -185,13 +188,10 @@ def check_classes(model: nn.Module, split: str, data: list[Classes]) -> None:
         PreflightError: If they differ; MMEngine would train, and test, on wrong classes.
     """
     model = model.module if isinstance(model, BaseTTAModel) else model
-    heads = {
-        name: module.num_classes
-        for name, module in model.named_modules()
-        if name.rstrip('.0123456789').rpartition('.')[-1] in _CLASSIFIERS
-        and isinstance(getattr(module, 'num_classes', None), int)
-    }
-    for name, num_classes in heads.items():
+    for name, module in reversed(list(model.named_modules())):  # heads before the preprocessor
+        num_classes = getattr(module, 'num_classes', None)
+        if num_classes is None or not _TELL_CLASSES.fullmatch(name):
+            continue
         for kind, numbers in data:
             if numbers and num_classes not in numbers:
                 raise PreflightError(
