@@ -72,21 +72,21 @@ def _is_loop(frame: FrameType) -> bool:
 
 
 def _describe(error: Exception, frames: list[tuple[FrameType, int]], name: str, part: Any) -> str:
+    """The line: where, what, and how to see more."""
     built = next((f.f_locals for f, _ in reversed(frames) if f.f_code is build_from_cfg.__code__), {})
-    name = _locate(built.get('cfg'), name, part)
-    kind, cls = built.get('obj_type'), built.get('obj_cls')
-    if built and not isinstance(built['cfg'], dict):
-        return f'{name}: a part of it must be a dict with its type, got {built["cfg"]!r}'
+    node, kind, cls = (built.get(key) for key in ('cfg', 'obj_type', 'obj_cls'))
+    name = _locate(node, name, part)
     if isinstance(kind, str) and cls is None and isinstance(error, KeyError | RuntimeError):
         return unknown_type(name, kind, built['registry'])
-    unexpected = _UNEXPECTED.search(str(error))
-    if unexpected and inspect.isclass(cls):
+    where, what = _place_in_config(error, frames) or name, f'{_message(error, frames)}; {_TRACEBACK}'
+    if built and not isinstance(node, dict):
+        what = f'a part of it must be a dict with its type, got {node!r}'
+    elif inspect.isclass(cls) and (unexpected := _UNEXPECTED.search(str(error))):
         hint = did_you_mean(unexpected[1], arguments(cls)[0])
-        return f'{name}: {cls.__name__} has no setting {unexpected[1]!r}{hint}'
-    if inspect.isclass(cls):
-        name = f'{name} ({cls.__name__})'
-    place = _place_in_config(error, frames)
-    return f'{place or name}: {_message(error, frames)}; {_TRACEBACK}'.removeprefix(': ')
+        what = f'{cls.__name__} has no setting {unexpected[1]!r}{hint}'
+    elif inspect.isclass(cls):
+        where = f'{where} ({cls.__name__})' if where else cls.__name__
+    return f'{where}: {what}' if where else what
 
 
 def _locate(built: Any, name: str, part: Any) -> str:
@@ -109,7 +109,8 @@ def unknown_type(name: str, kind: str, registry: Registry) -> str:
     names = [*registry.module_dict, *root.module_dict]
     for child in root.children.values():
         names += [f'{child.scope}.{name}' for name in (*child.module_dict, *root.module_dict)]
-    return f'{name}.type={kind!r} is unknown to {registry.scope}{did_you_mean(kind, names)}'
+    where = f'{name}.type' if name else 'type'
+    return f'{where}={kind!r} is unknown to {registry.scope}{did_you_mean(kind, names)}'
 
 
 def arguments(cls: type) -> tuple[list[str], set[str], bool]:

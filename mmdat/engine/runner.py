@@ -6,15 +6,22 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
+from .config import load_config
+from .errors import in_one_line, walk
 from .hooks import StrictCheckpointHook
-from .preflight import brings_weights, pretrained_parts, walk
+from .preflight import brings_weights, pretrained_parts
 
 
 def build_model(config: str) -> nn.Module:
-    """The model of a config file, as initialised by PyTorch."""
-    cfg = Config.fromfile(config)
+    """The model of a config file, as initialised by PyTorch.
+
+    Raises:
+        PreflightError: If the file cannot be read, or the model not be built.
+    """
+    cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return MODELS.build(cfg.model)
+    with in_one_line('model', cfg.get('model')):
+        return MODELS.build(cfg.model)
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -53,6 +53,22 @@ def test_the_place_is_found_among_parts_of_one_type():
 
 
 @pytest.mark.parametrize(
+    ('part', 'message'),
+    [
+        (dict(type='mmdat.DAT', arch='tini'), "^DAT: unknown arch 'tini'"),
+        (dict(type='mmdat.DATT'), "^type='mmdat.DATT' is unknown to mmengine, did you mean 'mmdat.DAT'"),
+        (
+            dict(type='Linear', in_feature=1),
+            "^Linear has no setting 'in_feature', did you mean 'in_features'",
+        ),
+    ],
+)
+def test_without_a_place(part, message):
+    with pytest.raises(PreflightError, match=message), in_one_line():
+        MODELS.build(part)
+
+
+@pytest.mark.parametrize(
     ('variables', 'lines'),
     [
         ({}, 1),

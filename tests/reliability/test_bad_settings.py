@@ -135,6 +135,10 @@ COMMANDS = {
     'test.py {} nowhere.pth --cfg-options test_cfg=None': (1, 'lacks test_cfg'),
     'test.py {} nowhere.pth --cfg-options test_dataloader.dataset.type=Coco': (1, "type='Coco' is unknown"),
     'convert_checkpoint.py nowhere.pth clean.pth --generatoin plus': (2, "did you mean '--generation'"),
+    'convert_checkpoint.py nowhere.pth clean.pth --config nowhere.py': (
+        1,
+        r'config nowhere\.py does not exist',
+    ),
     'visualize_key_points.py {} nowhere.pth image.png --cfg-options lr': (2, 'takes KEY=VALUE'),
 }
 SEGMENTOR, CLASSIFIER = 'semantic_fpn/dat_t_40k_ade20k.py', 'imagenet/dat_t_300e_in1k.py'
