@@ -1,11 +1,9 @@
-from argparse import ArgumentParser
-
 from mmdat.backbones.dat import ARCHITECTURES
-from mmdat.engine import add_trust_argument, build_model, convert_checkpoint, run_tool
+from mmdat.engine import Parser, add_trust_argument, build_model, convert_checkpoint, run_tool
 
 
 def main():
-    parser = ArgumentParser(description="Write a clean checkpoint: weights under today's names, nothing else")
+    parser = Parser(description="Write a clean checkpoint: weights under today's names, nothing else")
     parser.add_argument('src', help='checkpoint file, or mmdat://NAME')
     parser.add_argument('dst', help='file to write; .safetensors for that format')
     of = parser.add_mutually_exclusive_group(required=True)

@@ -12,7 +12,8 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
 fi
 script=$ROOT/tools/$script
 # Once, before torchrun multiplies every message.
-RANK=0 LOCAL_WORLD_SIZE=$processes "$PYTHON" "$script" "$@" --launcher pytorch --check
+RANK=0 LOCAL_WORLD_SIZE=$processes "$PYTHON" "$script" "$@" --launcher pytorch --preflight
+[[ " $* " != *' --check '* ]] || exit 0
 # torchrun would set one thread each, which leaves CPU training idle
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((($(nproc) - 1) / processes) + 1))}
 exec "$PYTHON" -m torch.distributed.run \

@@ -4,12 +4,16 @@ from mmdat.engine import (
     dump_predictions_to,
     enable_tta,
     enable_visualization,
+    in_one_line,
     load_config,
     preflight,
     run_tool,
+    say_once,
+    summarize,
 )
 
 
+@in_one_line()
 def main():
     parser = base_parser('Evaluate a checkpoint of any task')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -27,8 +31,11 @@ def main():
         enable_tta(cfg)
     if args.out:
         dump_predictions_to(cfg, args.out)
-    preflight(cfg, training=False)
     if args.check:
+        say_once(summarize(cfg, training=False))
+        return
+    preflight(cfg, training=False)
+    if args.preflight:
         return
     build_runner(cfg).test()
 

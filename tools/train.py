@@ -1,6 +1,17 @@
-from mmdat.engine import base_parser, build_runner, load_config, preflight, resume, run_tool
+from mmdat.engine import (
+    base_parser,
+    build_runner,
+    in_one_line,
+    load_config,
+    preflight,
+    resume,
+    run_tool,
+    say_once,
+    summarize,
+)
 
 
+@in_one_line()
 def main():
     parser = base_parser('Train a model of any task')
     parser.add_argument('--amp', action='store_true', help='mixed precision, on GPUs')
@@ -25,8 +36,11 @@ def main():
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     resume(cfg, args.resume)
-    preflight(cfg, training=True)
     if args.check:
+        say_once(summarize(cfg, training=True))
+        return
+    preflight(cfg, training=True)
+    if args.preflight:
         return
     build_runner(cfg).train()
 

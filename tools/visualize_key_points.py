@@ -1,16 +1,14 @@
-from argparse import ArgumentParser
 from pathlib import Path
 
 import cv2
 import torch
-from mmengine.config import DictAction
 
-from mmdat.engine import add_trust_argument, load_config, run_tool
+from mmdat.engine import Overrides, Parser, add_trust_argument, load_config, run_tool
 from mmdat.visualization import KeyPointPainter
 
 
 def main():
-    parser = ArgumentParser(description='Draw where deformable attention samples its keys')
+    parser = Parser(description='Draw where deformable attention samples its keys')
     parser.add_argument('config', help='config file of a model with a DAT backbone')
     parser.add_argument('checkpoint', help='checkpoint of the model')
     parser.add_argument('images', nargs='+', help='image files')
@@ -18,7 +16,7 @@ def main():
     parser.add_argument('--predictions', action='store_true', help="add the model's predictions")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     add_trust_argument(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides, help='settings to override')
     args = parser.parse_args()
 
     cfg = load_config(args.config, args.cfg_options)

@@ -3,7 +3,6 @@
 DAT++ is "DAT++: Spatially Dynamic Vision Transformer with Deformable Attention" (Xia et al., 2023).
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
@@ -29,6 +28,8 @@ from ..layers import (
     WindowAttention,
     keep_in_graph,
 )
+from ..spelling import did_you_mean
+from .settings import NUM_STAGES, check_settings
 
 # Table 1: C, blocks, heads and offset groups of the stages, after the generation of the model. Stages 1
 # and 2 of CVPR'22 are deformable, and so use their offset groups, only in the ablation of Table 7.
@@ -65,17 +66,6 @@ GENERATIONS = {
     ),
 }
 COORDINATES = {'cvpr': 'half_pixel', 'plus': 'corners'}
-
-NUM_STAGES = 4
-BLOCKS = {
-    'L': 'local window',
-    'S': 'shifted window',
-    'N': 'neighbourhood',
-    'D': 'deformable',
-    'P': 'spatial reduction (PVT)',
-    'Q': 'points of each query (Deformable DETR)',
-}
-POSITION_BIASES = ('relative', 'fixed', 'dwconv', None)
 
 
 class DATBlock(nn.Module):
@@ -210,14 +200,18 @@ class DAT(BaseModule):
         check_settings(
             arch,
             img_size=img_size,
+            in_channels=in_channels,
             window_size=window_size,
             neighborhood_size=neighborhood_size,
+            mlp_ratio=mlp_ratio,
             offset_kernel_sizes=offset_kernel_sizes,
             num_points=num_points,
             pos_bias=pos_bias,
             drop_path_rate=drop_path_rate,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
             **design,
         )
         super().__init__(init_cfg=init_cfg)
@@ -394,10 +388,10 @@ def resolve_arch(arch: str | Mapping) -> dict:
     """The row of Table 1 that `arch` names, or `arch` itself, of CVPR'22 if it names no generation.
 
     Raises:
-        ValueError: If the name is unknown, or keys are missing or unknown.
+        ValueError: If it is no known name and no dict, or keys are missing or unknown.
     """
-    if isinstance(arch, str):
-        name = ALIASES.get(arch, arch)
+    if not isinstance(arch, Mapping):
+        name = ALIASES.get(arch, arch) if isinstance(arch, str) else None
         if name not in ARCHITECTURES:
             raise ValueError(_describe_unknown('arch', [arch], [*ARCHITECTURES, *ALIASES]))
         return ARCHITECTURES[name]
@@ -406,90 +400,9 @@ def resolve_arch(arch: str | Mapping) -> dict:
     if missing := set(_SIZES) - arch.keys():
         raise ValueError(f'arch lacks {sorted(missing)}, it needs {_SIZES}')
     arch = {'generation': 'cvpr', **arch}
-    if arch['generation'] not in GENERATIONS:
+    if arch['generation'] not in list(GENERATIONS):  # a list takes what cannot be hashed, too
         raise ValueError(_describe_unknown('generation', [arch['generation']], GENERATIONS))
     return arch
-
-
-def check_settings(arch: Mapping, **settings):
-    """Raises a `ValueError` that names the first value that is out of range."""
-
-    def require(ok: bool, what: str, **values):
-        if not ok:
-            raise ValueError(f'{what}, got ' + ', '.join(f'{k}={v!r}' for k, v in values.items()))
-
-    per_stage = {k: arch[k] for k in ('depths', 'num_heads', 'offset_groups')}
-    names = ('block_patterns', 'key_strides', 'offset_kernel_sizes', 'num_points')
-    per_stage |= {k: settings[k] for k in names}
-    for name, values in per_stage.items():
-        is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
-        require(
-            is_sequence and len(values) == NUM_STAGES,
-            f'{name} needs one entry for each of the {NUM_STAGES} stages',
-            **{name: values},
-        )
-    for name in ('depths', 'num_heads', 'offset_groups', 'key_strides', 'num_points'):
-        positive = all(isinstance(n, int) and n > 0 for n in per_stage[name])
-        require(positive, f'{name} must be positive integers', **{name: per_stage[name]})
-    for name in ('img_size', 'window_size', 'neighborhood_size'):
-        value = settings[name]
-        positive = isinstance(value, int) and value > 0
-        require(positive, f'{name} must be a positive integer', **{name: value})
-
-    letters = set(BLOCKS)
-    for i, pattern in enumerate(settings['block_patterns']):
-        require(
-            bool(pattern) and set(pattern) <= letters,
-            f'block_patterns are made of {BLOCKS}',
-            stage=i,
-            pattern=pattern,
-        )
-        dims, num_heads = arch['embed_dims'] * 2**i, arch['num_heads'][i]
-        require(
-            dims % num_heads == 0,
-            'num_heads must divide the channels of its stage',
-            stage=i,
-            channels=dims,
-            num_heads=num_heads,
-        )
-        if 'D' in pattern:
-            groups = arch['offset_groups'][i]
-            require(
-                num_heads % groups == 0,
-                'offset_groups must divide the num_heads of its stage',
-                stage=i,
-                num_heads=num_heads,
-                offset_groups=groups,
-            )
-    kernel_sizes, size = settings['offset_kernel_sizes'], settings['neighborhood_size']
-    require(
-        all(k > 0 and k % 2 for k in kernel_sizes),
-        'offset_kernel_sizes must be odd',
-        offset_kernel_sizes=kernel_sizes,
-    )
-    require(size % 2 == 1, 'neighborhood_size must be odd', neighborhood_size=size)
-    offset_range = settings['offset_range']
-    require(
-        offset_range is None or offset_range >= 0,
-        'offset_range must not be negative',
-        offset_range=offset_range,
-    )
-    pos_bias = settings['pos_bias']
-    require(pos_bias in POSITION_BIASES, f'pos_bias is one of {POSITION_BIASES}', pos_bias=pos_bias)
-    rate = settings['drop_path_rate']
-    require(0 <= rate < 1, 'drop_path_rate lies in [0, 1)', drop_path_rate=rate)
-    indices = list(settings['out_indices'])
-    require(
-        bool(indices) and indices == sorted(set(indices) & set(range(NUM_STAGES))),
-        f'out_indices are ascending stages from 0 to {NUM_STAGES - 1}',
-        out_indices=settings['out_indices'],
-    )
-    frozen_stages = settings['frozen_stages']
-    require(
-        frozen_stages in range(-1, NUM_STAGES + 1),
-        f'frozen_stages lies between -1 and {NUM_STAGES}',
-        frozen_stages=frozen_stages,
-    )
 
 
 def _setting_names() -> list[str]:
@@ -497,8 +410,7 @@ def _setting_names() -> list[str]:
     return names + list(GENERATIONS['cvpr'])
 
 
-def _describe_unknown(kind: str, names: Iterable[str], allowed: Iterable[str]) -> str:
+def _describe_unknown(kind: str, names: Iterable, allowed: Iterable[str]) -> str:
     names, allowed = sorted(names), list(allowed)
-    close = difflib.get_close_matches(names[0], allowed, n=1)
-    hint = f', did you mean {close[0]!r}?' if close else ''
+    hint = did_you_mean(names[0], allowed)
     return f'unknown {kind} {", ".join(map(repr, names))}{hint} (allowed: {", ".join(allowed)})'

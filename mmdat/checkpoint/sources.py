@@ -1,6 +1,5 @@
 """Where checkpoints come from: paths, addresses and the names of released files."""
 
-import difflib
 import hashlib
 import os
 import os.path as osp
@@ -10,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 
 from ..released import RELEASED, find_release
+from ..spelling import did_you_mean
 from .download import download
 from .errors import CheckpointError
 
@@ -74,8 +74,7 @@ def _find_released(checkpoint: str) -> str:
     name = checkpoint.removeprefix(SCHEME).removesuffix('.pth')
     release = find_release(name)
     if release is None:
-        close = difflib.get_close_matches(name, RELEASED, n=1)
-        hint = f', did you mean {SCHEME}{close[0]}?' if close else ''
+        hint = did_you_mean(name, RELEASED)
         raise CheckpointError(
             f'{checkpoint} is not a released checkpoint{hint} (they are: {", ".join(RELEASED)})'
         )

@@ -1,13 +1,17 @@
-from .cli import add_trust_argument, base_parser, run_tool
+from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool, say_once
 from .config import load_config
 from .conversion import convert_checkpoint
+from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
-from .preflight import PreflightError, preflight
+from .preflight import preflight
 from .resuming import resume
 from .runner import build_model, build_runner
+from .summary import summarize
 from .testing import dump_predictions_to, enable_tta, enable_visualization
 
 __all__ = [
+    'Overrides',
+    'Parser',
     'PreflightError',
     'StrictCheckpointHook',
     'add_trust_argument',
@@ -18,8 +22,11 @@ __all__ = [
     'dump_predictions_to',
     'enable_tta',
     'enable_visualization',
+    'in_one_line',
     'load_config',
     'preflight',
     'resume',
     'run_tool',
+    'say_once',
+    'summarize',
 ]

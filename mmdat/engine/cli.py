@@ -1,29 +1,65 @@
 import os
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser
+import traceback
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser
 from collections.abc import Callable
+from typing import NoReturn
 
 from mmengine.config import DictAction
 
 from ..checkpoint import CheckpointError, trust_checkpoints
-from .preflight import PreflightError
+from ..spelling import did_you_mean
+from .errors import PreflightError
 from .saving import NO_ROOM
+
+# Where launchers tell a process its number on its machine.
+_LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK', 'RANK')
+
+
+class Parser(ArgumentParser):
+    """A parser that says in one line what is wrong with a command, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix('unrecognized arguments: ').split()[0]
+        hint = (
+            did_you_mean(unknown.partition('=')[0], self._option_string_actions) if unknown[0] == '-' else ''
+        )
+        self.exit(2, f'error: {message}{hint} (--help lists the options)\n')
+
+
+class Overrides(DictAction):
+    """`KEY=VALUE` for `--cfg-options`, as MMEngine reads it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if not value.partition('=')[0] or '=' not in value:
+                raise ArgumentError(self, f'takes KEY=VALUE, got {value!r}')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # of brackets that do not match
+            raise ArgumentError(self, str(error)) from error
 
 
 def base_parser(description: str) -> ArgumentParser:
     """The arguments that training and testing share, as OpenMMLab's tools have them."""
-    parser = ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Overrides,
+        metavar='KEY=VALUE',
         help='settings to override, as key.sub=value; data_root=DIR moves the whole data set',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
-        '--check', action='store_true', help='check libraries, files and data, and stop before the run'
+        '--check',
+        action='store_true',
+        help='check everything, load the data sets, say what would run, and stop',
+    )
+    parser.add_argument(
+        '--preflight', action='store_true', help='only the quick checks that precede every run, and stop'
     )
     add_trust_argument(parser)
     # torch.distributed.launch passes this beside the environment variable that MMEngine reads
@@ -46,12 +82,27 @@ def add_trust_argument(parser: ArgumentParser) -> None:
     )
 
 
+def say_once(text: str) -> None:
+    """Prints by one process of each machine."""
+    if _is_first():
+        print(text)
+
+
+def _is_first() -> bool:
+    return next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), '0') == '0'
+
+
 def run_tool(main: Callable[[], None]) -> None:
-    """Runs a tool; what the user can mend is said in one line, by one process, without a traceback."""
+    """Runs a tool; what the user can mend is said in one line, by one process of each machine.
+
+    Tracebacks are shown before it where the environment variable `MMDAT_TRACEBACK` is 1.
+    """
     try:
         main()
     except (PreflightError, CheckpointError) as error:
-        if os.environ.get('RANK', '0') == '0':
+        if _is_first():
+            if os.environ.get('MMDAT_TRACEBACK') == '1':
+                traceback.print_exception(error)
             print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
     except OSError as error:

@@ -4,7 +4,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .preflight import PreflightError
+from .checks.names import check_options, check_top_level
+from .errors import PreflightError, in_one_line
 
 
 def load_config(
@@ -25,17 +26,21 @@ def load_config(
         launcher: `'none' | 'pytorch' | 'slurm' | 'mpi'`.
 
     Raises:
-        PreflightError: If there is no such file.
+        PreflightError: If there is no such file, if it cannot be read, or for names that look misspelt.
     """
     if not osp.isfile(path):
         raise PreflightError(f'config {path} does not exist')
-    cfg = Config.fromfile(path)
+    with in_one_line(path):
+        cfg = Config.fromfile(path)
     options = dict(cfg_options or {})
-    if 'data_root' in options and 'data_root' in cfg:
-        old, new = (osp.join(root, '') for root in (cfg.data_root, options['data_root']))
-        for key, value in list(cfg.items()):
-            cfg[key] = _move(value, old, new)
-    cfg.merge_from_dict(options)
+    check_options(dict(cfg.items()), options)
+    with in_one_line('--cfg-options'):
+        if 'data_root' in options and 'data_root' in cfg:
+            old, new = (osp.join(root, '') for root in (cfg.data_root, options['data_root']))
+            for key, value in list(cfg.items()):
+                cfg[key] = _move(value, old, new)
+        cfg.merge_from_dict(options)
+    check_top_level(cfg.keys())
     cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', name_run(path))
     cfg.launcher = launcher
     return cfg

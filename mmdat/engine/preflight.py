@@ -3,15 +3,21 @@
 import os
 import os.path as osp
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
+from mmengine.registry import init_default_scope
+from torch import nn
 
 from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from ..checkpoint.reading import check_whole
 from ..checkpoint.sources import SCHEME
+from .checks.building import check_classes, try_data, try_model, try_optimizer
+from .checks.settings import check_settings
+from .checks.values import check_values
 from .environment import check_mmcv_ops
+from .errors import PreflightError, walk
 
 _GET_COCO = (
     'download train2017, val2017 and annotations from https://cocodataset.org/#download, '
@@ -34,20 +40,39 @@ _LAUNCHERS = {
 }
 
 
-class PreflightError(RuntimeError):
-    """A run that cannot succeed: says what is missing and what to do, in one line."""
-
-
-def preflight(cfg: Config, training: bool) -> None:
-    """Checks libraries, launcher, files and data of a run.
+def preflight(cfg: Config, training: bool) -> nn.Module:
+    """Checks a run before data are loaded: first all settings, then the files of weights and of data.
 
     Args:
         cfg: The whole config, as it will be run.
         training: Whether the training and validation data are needed, or the test data.
 
+    Returns:
+        The model that was built to be checked, without weights.
+
     Raises:
         PreflightError: With the first thing that is wrong.
     """
+    _check_libraries()
+    check_values(cfg, training)
+    _check_launcher(cfg.launcher)
+    if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
+        raise PreflightError('mixed precision training needs a GPU, run without --amp')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    check_settings(cfg, training)
+    model = try_model(cfg)
+    if training:
+        try_optimizer(cfg, model)
+    splits = ('train', 'val') if training else ('test',)
+    for split in splits:
+        check_classes(model, split, try_data(cfg, split))
+    _check_checkpoints(cfg, training)
+    for split in splits:
+        _check_data(cfg, split)
+    return model
+
+
+def _check_libraries() -> None:
     try:
         check_mmcv_ops()
         from mmcv.ops import get_compiling_cuda_version
@@ -58,12 +83,6 @@ def preflight(cfg: Config, training: bool) -> None:
             'mmcv was compiled without CUDA, its ops cannot run on this GPU: install the CUDA toolkit and '
             'repeat the set-up, or hide the GPU with CUDA_VISIBLE_DEVICES='
         )
-    _check_launcher(cfg.launcher)
-    if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
-        raise PreflightError('mixed precision training needs a GPU, run without --amp')
-    _check_checkpoints(cfg, training)
-    for split in ('train', 'val') if training else ('test',):
-        _check_data(cfg, split)
 
 
 def _check_launcher(launcher: str) -> None:
@@ -85,9 +104,29 @@ def _check_checkpoints(cfg: Config, training: bool) -> None:
         _check_checkpoint(load_from)
     if not training:
         return
-    for name, node in walk(cfg.model, 'model'):
-        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
-            _check_checkpoint(node.checkpoint, f'; `--cfg-options {name}=None` trains from scratch')
+    for name, _, checkpoint in pretrained_parts(cfg):
+        if not brings_weights(cfg, name):
+            _check_checkpoint(checkpoint, f'; `--cfg-options {name}.init_cfg=None` trains from scratch')
+
+
+def pretrained_parts(cfg: Config) -> Iterator[tuple[str, ConfigDict, str]]:
+    """Name, settings and file of each part of the model that starts from a file of its own."""
+    for name, part in walk(cfg.model, 'model'):
+        init_cfg = part.get('init_cfg')
+        for init in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
+            is_pretrained = isinstance(init, dict) and init.get('type') in ('Pretrained', PretrainedInit)
+            if is_pretrained and init.get('checkpoint'):
+                yield name, part, init['checkpoint']
+
+
+def brings_weights(cfg: Config, part: str) -> bool:
+    """Whether `load_from` brings all weights of a part of the model, so that no other file is needed."""
+    if not cfg.get('load_from'):
+        return False
+    ignore = () if cfg.get('resume') else cfg.get('load_ignore', ())
+    weights = part.removeprefix('model').removeprefix('.')
+    prefixes = (ignore,) if isinstance(ignore, str) else ignore
+    return not any(prefix.startswith(weights) or weights.startswith(prefix) for prefix in prefixes)
 
 
 def _check_checkpoint(checkpoint: str, hint: str = '') -> None:
@@ -138,16 +177,3 @@ def _check_classes(root: str, split: str) -> None:
 
 def _is_missing(path: str) -> bool:
     return '://' not in path and not osp.exists(osp.expanduser(path))
-
-
-def walk(node: Any, name: str) -> Iterator[tuple[str, dict]]:
-    """All dicts below a node, with their dotted names."""
-    if isinstance(node, dict):
-        yield name, node
-        children = node.items()
-    elif isinstance(node, list | tuple):
-        children = enumerate(node)
-    else:
-        return
-    for key, child in children:
-        yield from walk(child, f'{name}.{key}')

@@ -6,17 +6,24 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
+from .config import load_config
+from .errors import in_one_line, walk
 from .hooks import MissedValidationHook, StrictCheckpointHook
-from .preflight import walk
+from .preflight import brings_weights, pretrained_parts
 from .randomness import SeedHook, number_samples
 from .saving import RemoveAfterSaveHook, guard_saving
 
 
 def build_model(config: str) -> nn.Module:
-    """The model of a config file, as initialised by PyTorch."""
-    cfg = Config.fromfile(config)
+    """The model of a config file, as initialised by PyTorch.
+
+    Raises:
+        PreflightError: If the file cannot be read, or the model not be built.
+    """
+    cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return MODELS.build(cfg.model)
+    with in_one_line('model', cfg.get('model')):
+        return MODELS.build(cfg.model)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -25,12 +32,16 @@ def build_runner(cfg: Config) -> Runner:
     It loads checkpoints safely and strictly, saves them whole or not at all, and ends as if it had not been
     stopped and resumed.
 
-    Without GPUs the processes of the pytorch launcher talk over gloo, and batch norms keep to their own
-    process, because PyTorch synchronises them on GPUs only. Top-level `load_ignore` and
-    `load_generation` of the config: see `StrictCheckpointHook`.
+    Files of `init_cfg` are not read where `load_from` brings the weights. Without GPUs the processes of the
+    pytorch launcher talk over gloo, and batch norms keep to their own process, because PyTorch synchronises
+    them on GPUs only. Top-level `load_ignore` and `load_generation` of the config: see
+    `StrictCheckpointHook`.
     """
     guard_schemes()
     guard_saving()
+    for name, part, _ in list(pretrained_parts(cfg)):
+        if brings_weights(cfg, name):
+            part.init_cfg = None
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine's own start binds each process to a GPU
         dist.init_process_group('gloo')

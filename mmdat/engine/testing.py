@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
 
-from .preflight import PreflightError
+from .errors import PreflightError
 
 _FLIP = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
 _DET_META_KEYS = (

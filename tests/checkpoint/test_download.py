@@ -160,7 +160,7 @@ def test_files_of_one_name_at_two_addresses_are_two(server, home):
             'mmdat://dat_base_in1k_224',
             r'get it from http.* and put it into .*checkpoints or .*hub/checkpoints as dat_base',
         ),
-        ('mmdat://dat_tiny_in1k_2242', r'did you mean mmdat://dat_tiny_in1k_224\?'),
+        ('mmdat://dat_tiny_in1k_2242', "did you mean 'dat_tiny_in1k_224'"),
         ('mmdat://resnet50', 'not a released checkpoint'),
         ('ftp://host/x.pth', 'neither a path nor'),
     ],

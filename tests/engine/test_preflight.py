@@ -1,7 +1,9 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 
-from mmdat.engine import PreflightError, preflight
+from mmdat.engine import PreflightError, build_runner, preflight
 
 
 @pytest.fixture
@@ -54,6 +56,26 @@ def test_missing_pretrained_weights_that_are_released(cfg):
     with pytest.raises(PreflightError, match=message):
         preflight(cfg, training=True)
     preflight(cfg, training=False)  # a tested checkpoint brings all weights
+
+
+def test_pretrained_weights_are_not_needed_where_a_checkpoint_brings_all(cfg, tmp_path, monkeypatch):
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='none.pth')
+    cfg.load_from = str(tmp_path / 'whole.pth')
+    torch.save({'state_dict': {}}, cfg.load_from)
+    preflight(cfg, training=True)
+    cfg.load_ignore = 'roi_head.bbox_head.fc_cls'
+    preflight(cfg, training=True)
+    cfg.load_ignore = 'backbone.stages.3'
+    with pytest.raises(PreflightError, match=r'checkpoint none\.pth does not exist'):
+        preflight(cfg, training=True)
+    cfg.resume = True  # brings the backbone as it was trained
+    preflight(cfg, training=True)
+
+    monkeypatch.setattr('mmdat.engine.runner.guard_schemes', Mock())  # changes the whole process
+    built = Mock()
+    monkeypatch.setattr('mmdat.engine.runner.Runner.from_cfg', built)
+    build_runner(cfg)
+    assert built.call_args.args[0].model.backbone.init_cfg is None
 
 
 def test_released_weights_that_cannot_be_downloaded(cfg, tmp_path, monkeypatch):

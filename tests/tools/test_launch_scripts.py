@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers.training import write_config
 
 
 def run(script: str, *args: str, path: str | None = None, **env: str) -> subprocess.CompletedProcess:
@@ -26,6 +27,14 @@ def test_number_of_gpus(gpus):
     result = run('dist_train.sh', 'config.py', gpus)
     assert result.returncode == 2
     assert f"must be a positive number, got '{gpus}'" in result.stderr
+
+
+def test_check_says_once_what_all_processes_would_do(tmp_path):
+    config = write_config(tmp_path)
+    result = run('dist_train.sh', str(config), '2', '--check', '--cfg-options', f'data_root={tmp_path}/data')
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('batch size') == 1
+    assert '4 images, 2 in each of 2 processes' in result.stdout
 
 
 def test_without_slurm(tmp_path):
