@@ -6,6 +6,7 @@ from collections.abc import Callable
 from mmengine.config import DictAction
 
 from ..checkpoint import CheckpointError, trust_checkpoints
+from .data_guard import BrokenDataError
 from .preflight import PreflightError
 
 
@@ -50,7 +51,8 @@ def run_tool(main: Callable[[], None]) -> None:
     try:
         main()
     except (PreflightError, CheckpointError) as error:
-        if os.environ.get('RANK', '0') == '0':
+        # what is wrong with a file, only the process knows that has read it
+        if os.environ.get('RANK', '0') == '0' or isinstance(error, BrokenDataError):
             print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -11,6 +11,8 @@ from mmengine.config import Config
 from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from ..checkpoint.sources import SCHEME
 from ..utils import check_mmcv_ops
+from .data_checks import check_annotations
+from .errors import PreflightError
 
 _GET_COCO = (
     'download train2017, val2017 and annotations from https://cocodataset.org/#download, '
@@ -31,10 +33,6 @@ _LAUNCHERS = {
     'slurm': ('SLURM_PROCID', 'start with `bash tools/slurm_train.sh` or srun'),
     'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'start with mpirun'),
 }
-
-
-class PreflightError(RuntimeError):
-    """A run that cannot succeed: says what is missing and what to do, in one line."""
 
 
 def preflight(cfg: Config, training: bool) -> None:
@@ -61,8 +59,11 @@ def preflight(cfg: Config, training: bool) -> None:
     if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
         raise PreflightError('mixed precision training needs a GPU, run without --amp')
     _check_checkpoints(cfg, training)
-    for split in ('train', 'val') if training else ('test',):
+    splits = ('train', 'val') if training else ('test',)
+    for split in splits:
         _check_data(cfg, split)
+    for split in splits:
+        check_annotations(cfg, split)
 
 
 def _check_launcher(launcher: str) -> None:

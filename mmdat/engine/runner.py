@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
+from .data_guard import MAX_BROKEN_IMAGES, guard_data
 from .hooks import StrictCheckpointHook
 from .preflight import walk
 
@@ -22,7 +23,7 @@ def build_runner(cfg: Config) -> Runner:
 
     Without GPUs the processes of the pytorch launcher talk over gloo, and batch norms keep to their own
     process, because PyTorch synchronises them on GPUs only. Top-level `load_ignore` and
-    `load_generation` of the config: see `StrictCheckpointHook`.
+    `load_generation` of the config: see `StrictCheckpointHook`; `max_broken_images`: see `guard_data`.
     """
     guard_schemes()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
@@ -43,4 +44,5 @@ def build_runner(cfg: Config) -> Runner:
     # before the hook that keeps averages of the weights takes them over
     hook = StrictCheckpointHook(ignore, cfg.get('load_generation'))
     runner.register_hook(hook, priority='VERY_HIGH')
+    guard_data(runner, cfg.get('max_broken_images', MAX_BROKEN_IMAGES))
     return runner
