@@ -9,6 +9,7 @@ from mmengine.config import DictAction
 
 from ..checkpoint import CheckpointError, trust_checkpoints
 from ..spelling import did_you_mean
+from .data_guard import BrokenDataError
 from .errors import PreflightError
 from .saving import NO_ROOM
 
@@ -100,7 +101,8 @@ def run_tool(main: Callable[[], None]) -> None:
     try:
         main()
     except (PreflightError, CheckpointError) as error:
-        if _is_first():
+        # what is wrong with a file, only the process knows that has read it
+        if _is_first() or isinstance(error, BrokenDataError):
             if os.environ.get('MMDAT_TRACEBACK') == '1':
                 traceback.print_exception(error)
             print(f'error: {error}', file=sys.stderr)

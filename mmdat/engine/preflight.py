@@ -16,6 +16,7 @@ from ..checkpoint.sources import SCHEME
 from .checks.building import check_classes, try_data, try_model, try_optimizer
 from .checks.settings import check_settings
 from .checks.values import check_values
+from .data_checks import check_annotations
 from .environment import check_mmcv_ops
 from .errors import PreflightError, walk
 
@@ -69,6 +70,8 @@ def preflight(cfg: Config, training: bool) -> nn.Module:
     _check_checkpoints(cfg, training)
     for split in splits:
         _check_data(cfg, split)
+    for split in splits:
+        check_annotations(cfg, split)
     return model
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..checkpoint.schemes import guard_schemes
 from .config import load_config
+from .data_guard import MAX_BROKEN_IMAGES, guard_data
 from .errors import in_one_line, walk
 from .hooks import MissedValidationHook, StrictCheckpointHook
 from .preflight import brings_weights, pretrained_parts
@@ -35,7 +36,7 @@ def build_runner(cfg: Config) -> Runner:
     Files of `init_cfg` are not read where `load_from` brings the weights. Without GPUs the processes of the
     pytorch launcher talk over gloo, and batch norms keep to their own process, because PyTorch synchronises
     them on GPUs only. Top-level `load_ignore` and `load_generation` of the config: see
-    `StrictCheckpointHook`.
+    `StrictCheckpointHook`; `max_broken_images`: see `guard_data`.
     """
     guard_schemes()
     guard_saving()
@@ -63,4 +64,5 @@ def build_runner(cfg: Config) -> Runner:
     number_samples(runner._train_dataloader)
     for hook in (SeedHook(), RemoveAfterSaveHook(), MissedValidationHook()):
         runner.register_hook(hook)
+    guard_data(runner, cfg.get('max_broken_images', MAX_BROKEN_IMAGES))
     return runner

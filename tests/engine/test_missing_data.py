@@ -60,7 +60,8 @@ def test_imagenet_with_its_classes_or_a_list_of_files(tmp_path):
     for split in ('train', 'val'):
         (listed / split).mkdir(parents=True)
         (listed / 'meta').mkdir(exist_ok=True)
-        (listed / 'meta' / f'{split}.txt').touch()
+        (listed / 'meta' / f'{split}.txt').write_text('1.jpg 999\n')
+        (listed / split / '1.jpg').touch()
     preflight(config('imagenet/dat_t_300e_in1k', listed), training=True)
 
 

@@ -1,9 +1,19 @@
+import json
+import shutil
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+from mmdat.demo.shapes_coco import CATEGORY_IDS
 from mmdat.engine import PreflightError, build_runner, preflight
+
+_BOX = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)
+ONE_IMAGE = dict(
+    images=[dict(id=1, file_name='1.jpg', height=8, width=8)],
+    annotations=[dict(_BOX, segmentation=[[1, 1, 5, 1, 5, 5, 1, 5]])],
+    categories=[dict(id=id_, name=name) for name, id_ in CATEGORY_IDS.items()],
+)
 
 
 @pytest.fixture
@@ -15,7 +25,8 @@ def cfg(mask_rcnn_config, tmp_path):
     for name in ('annotations', 'train2017', 'val2017'):
         (tmp_path / name).mkdir()
     for split in ('train', 'val'):
-        (tmp_path / f'annotations/instances_{split}2017.json').touch()
+        (tmp_path / f'annotations/instances_{split}2017.json').write_text(json.dumps(ONE_IMAGE))
+        (tmp_path / f'{split}2017/1.jpg').touch()
     for dataloader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         dataloader.dataset.data_root = str(tmp_path)
     return cfg
@@ -36,7 +47,7 @@ def test_a_fit_config_passes(cfg, training):
 )
 def test_missing_data(cfg, tmp_path, remove, message):
     path = tmp_path / remove
-    path.rmdir() if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(PreflightError, match=message) as error:
         preflight(cfg, training=True)
     assert '\n' not in str(error.value)
