@@ -19,12 +19,11 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     return x.reshape(batch, rows * columns, window_size**2, channels)
 
 
-def window_reverse(windows: Tensor, height: int, width: int) -> Tensor:
+def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
     """Inverse of `window_partition`: back to `(B, H, W, C)`."""
-    batch, _, area, channels = windows.shape
-    size = math.isqrt(area)
-    x = windows.view(batch, height // size, width // size, size, size, channels).transpose(2, 3)
-    return x.reshape(batch, height, width, channels)
+    rows, columns = height // window_size, width // window_size
+    x = windows.unflatten(2, (window_size, window_size)).unflatten(1, (rows, columns)).transpose(2, 3)
+    return x.reshape(windows.shape[0], height, width, windows.shape[-1])
 
 
 def shift_masks(window_size: int, shift: int) -> Tensor:

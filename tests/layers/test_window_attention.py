@@ -21,7 +21,7 @@ def test_partition_and_reverse():
     windows = window_partition(x, 3)
     assert windows.shape == (2, 6, 9, 5)
     torch.testing.assert_close(windows[1, 4], x[1, 3:6, 3:6].reshape(9, 5))
-    torch.testing.assert_close(window_reverse(windows, 6, 9), x)
+    torch.testing.assert_close(window_reverse(windows, 3, 6, 9), x)
 
 
 @pytest.mark.parametrize('shifted', [False, True])
