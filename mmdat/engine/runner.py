@@ -1,6 +1,6 @@
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -20,23 +20,15 @@ def build_model(config: str) -> nn.Module:
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, on GPUs or on CPUs, that loads checkpoints safely and strictly.
 
-    Without GPUs the processes of the pytorch launcher talk over gloo, and batch norms keep to their own
-    process, because PyTorch synchronises them on GPUs only. Top-level `load_ignore` and
-    `load_generation` of the config: see `StrictCheckpointHook`.
+    Without GPUs the processes of the pytorch launcher talk over gloo. One process shards nothing: it leaves
+    out a `strategy` of MMEngine's `FlexibleRunner`. Top-level `load_ignore` and `load_generation` of the
+    config: see `StrictCheckpointHook`.
     """
     guard_schemes()
+    if cfg.launcher == 'none':
+        cfg.pop('strategy', None)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # MMEngine's own start binds each process to a GPU
-        dist.init_process_group('gloo')
-        for _, node in walk(cfg.model, 'model'):
-            if node.get('type') == 'SyncBN':
-                node.type = 'BN'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+        _distribute_over_cpus(cfg)
     ignore = cfg.get('load_ignore', ())
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
@@ -44,3 +36,23 @@ def build_runner(cfg: Config) -> Runner:
     hook = StrictCheckpointHook(ignore, cfg.get('load_generation'))
     runner.register_hook(hook, priority='VERY_HIGH')
     return runner
+
+
+def _distribute_over_cpus(cfg: Config) -> None:
+    # MMEngine's own start, and its wrapper, bind each process to a GPU
+    dist.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    if 'runner_type' in cfg:
+        strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
+        if strategy.type == 'DDPStrategy':
+            strategy.setdefault('model_wrapper', wrapper)
+    else:
+        cfg.model_wrapper_cfg = wrapper
+    for _, node in walk(cfg.model, 'model'):
+        if node.get('type') == 'SyncBN':  # PyTorch's refuses CPUs
+            node.type = 'mmdat.CPUSyncBN'

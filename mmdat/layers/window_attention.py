@@ -76,8 +76,8 @@ class WindowAttention(nn.Module):
         """Initialises the bias table."""
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
 
-    # No checkpoint holds the buffers. A module that was built on the meta device has them without values after
-    # `to_empty()`, and still on the meta device after `load_state_dict(..., assign=True)`.
+    # No checkpoint holds the buffers. A module that was built on the meta device has them without values
+    # after `to_empty()`, and still on the meta device after `load_state_dict(..., assign=True)`.
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
