@@ -5,6 +5,7 @@ from mmdat.engine import (
     enable_tta,
     enable_visualization,
     load_config,
+    make_deterministic,
     preflight,
     run_tool,
 )
@@ -25,6 +26,8 @@ def main():
         enable_visualization(cfg, args.show, args.show_dir)
     if args.tta:
         enable_tta(cfg)
+    if args.deterministic:
+        make_deterministic(cfg)
     if args.out:
         dump_predictions_to(cfg, args.out)
     preflight(cfg, training=False)

@@ -1,4 +1,12 @@
-from mmdat.engine import base_parser, build_runner, load_config, preflight, resume, run_tool
+from mmdat.engine import (
+    base_parser,
+    build_runner,
+    load_config,
+    make_deterministic,
+    preflight,
+    resume,
+    run_tool,
+)
 
 
 def main():
@@ -24,6 +32,8 @@ def main():
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
+    if args.deterministic:
+        make_deterministic(cfg)
     resume(cfg, args.resume)
     preflight(cfg, training=True)
     if args.check:

@@ -2,6 +2,7 @@ from ..checkpoint.conversion import convert_checkpoint
 from .batch_norm import CPUSyncBN
 from .cli import add_trust_argument, base_parser, run_tool
 from .config import load_config, resume
+from .determinism import make_deterministic
 from .hooks import StrictCheckpointHook
 from .preflight import PreflightError, preflight
 from .runner import build_model, build_runner
@@ -22,6 +23,7 @@ __all__ = [
     'enable_tta',
     'enable_visualization',
     'load_config',
+    'make_deterministic',
     'preflight',
     'resume',
     'run_tool',

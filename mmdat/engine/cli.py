@@ -24,6 +24,12 @@ def base_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         '--check', action='store_true', help='check libraries, files and data, and stop before the run'
     )
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='the same bits in each run on CPUs; on GPUs the gradients of grid_sample, interpolate and '
+        'RoIAlign, for instance, are added up in any order still',
+    )
     add_trust_argument(parser)
     # torch.distributed.launch passes this beside the environment variable that MMEngine reads
     parser.add_argument('--local_rank', '--local-rank', help=SUPPRESS)

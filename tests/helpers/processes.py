@@ -40,7 +40,7 @@ def _run(function: Callable, rank: int, world_size: int, port: int, folder: Path
         RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR='127.0.0.1', MASTER_PORT=port
     )
     os.environ.update({key: str(value) for key, value in settings.items()})
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(2 // world_size, 1))  # CI has two cores
     torch.save(function(*args, **kwargs), folder / f'{rank}.pth')
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
