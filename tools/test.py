@@ -6,6 +6,7 @@ from mmdat.engine import (
     enable_visualization,
     in_one_line,
     load_config,
+    make_deterministic,
     preflight,
     run_tool,
     say_once,
@@ -29,6 +30,8 @@ def main():
         enable_visualization(cfg, args.show, args.show_dir)
     if args.tta:
         enable_tta(cfg)
+    if args.deterministic:
+        make_deterministic(cfg)
     if args.out:
         dump_predictions_to(cfg, args.out)
     if args.check:

@@ -3,6 +3,7 @@ from mmdat.engine import (
     build_runner,
     in_one_line,
     load_config,
+    make_deterministic,
     preflight,
     resume,
     run_tool,
@@ -35,6 +36,8 @@ def main():
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
+    if args.deterministic:
+        make_deterministic(cfg)
     resume(cfg, args.resume)
     if args.check:
         say_once(summarize(cfg, training=True))

@@ -1,15 +1,20 @@
+from .batch_norm import CPUSyncBN
 from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool, say_once
 from .config import load_config
 from .conversion import convert_checkpoint
+from .determinism import make_deterministic
 from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
 from .preflight import preflight
 from .resuming import resume
 from .runner import build_model, build_runner
+from .sharding import FullyShardedStrategy
 from .summary import summarize
 from .testing import dump_predictions_to, enable_tta, enable_visualization
 
 __all__ = [
+    'CPUSyncBN',
+    'FullyShardedStrategy',
     'Overrides',
     'Parser',
     'PreflightError',
@@ -24,6 +29,7 @@ __all__ = [
     'enable_visualization',
     'in_one_line',
     'load_config',
+    'make_deterministic',
     'preflight',
     'resume',
     'run_tool',

@@ -62,6 +62,12 @@ def base_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         '--preflight', action='store_true', help='only the quick checks that precede every run, and stop'
     )
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='the same bits in each run on CPUs; on GPUs the gradients of grid_sample, interpolate and '
+        'RoIAlign, for instance, are added up in any order still',
+    )
     add_trust_argument(parser)
     # torch.distributed.launch passes this beside the environment variable that MMEngine reads
     parser.add_argument('--local_rank', '--local-rank', help=SUPPRESS)

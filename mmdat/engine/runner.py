@@ -1,6 +1,6 @@
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -34,8 +34,8 @@ def build_runner(cfg: Config) -> Runner:
     stopped and resumed.
 
     Files of `init_cfg` are not read where `load_from` brings the weights. Without GPUs the processes of the
-    pytorch launcher talk over gloo, and batch norms keep to their own process, because PyTorch synchronises
-    them on GPUs only. Top-level `load_ignore` and `load_generation` of the config: see
+    pytorch launcher talk over gloo. One process shards nothing: it leaves out a `strategy` of MMEngine's
+    `FlexibleRunner`. Top-level `load_ignore` and `load_generation` of the config: see
     `StrictCheckpointHook`; `max_broken_images`: see `guard_data`.
     """
     guard_schemes()
@@ -43,18 +43,10 @@ def build_runner(cfg: Config) -> Runner:
     for name, part, _ in list(pretrained_parts(cfg)):
         if brings_weights(cfg, name):
             part.init_cfg = None
+    if cfg.launcher == 'none':
+        cfg.pop('strategy', None)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # MMEngine's own start binds each process to a GPU
-        dist.init_process_group('gloo')
-        for _, node in walk(cfg.model, 'model'):
-            if node.get('type') == 'SyncBN':
-                node.type = 'BN'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+        _distribute_over_cpus(cfg)
     ignore = cfg.get('load_ignore', ())
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
@@ -66,3 +58,23 @@ def build_runner(cfg: Config) -> Runner:
         runner.register_hook(hook)
     guard_data(runner, cfg.get('max_broken_images', MAX_BROKEN_IMAGES))
     return runner
+
+
+def _distribute_over_cpus(cfg: Config) -> None:
+    # MMEngine's own start, and its wrapper, bind each process to a GPU
+    dist.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    if 'runner_type' in cfg:
+        strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
+        if strategy.type == 'DDPStrategy':
+            strategy.setdefault('model_wrapper', wrapper)
+    else:
+        cfg.model_wrapper_cfg = wrapper
+    for _, node in walk(cfg.model, 'model'):
+        if node.get('type') == 'SyncBN':  # PyTorch's refuses CPUs
+            node.type = 'mmdat.CPUSyncBN'

@@ -91,14 +91,18 @@ class DeformableAttention(nn.Module):
 
         height, width = map_size
         if pos_bias == 'relative':
-            table = torch.empty(num_heads, 2 * height - 1, 2 * width - 1)
-            self.position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.01))
+            self.position_bias_table = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1))
         elif pos_bias == 'fixed':
             num_keys = self._num_keys(height) * self._num_keys(width)
-            table = torch.empty(num_heads, height * width, num_keys)
-            self.position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.01))
+            self.position_bias_table = nn.Parameter(torch.empty(num_heads, height * width, num_keys))
         elif pos_bias == 'dwconv':
             self.position_bias_conv = DepthwiseConv(embed_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises the bias table, if there is one."""
+        if self.pos_bias in ('relative', 'fixed'):
+            nn.init.trunc_normal_(self.position_bias_table, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""

@@ -24,9 +24,13 @@ class NeighborhoodAttention(nn.Module):
         self.kernel_size = kernel_size
         # no "position_bias_table": the released recipes decay it, and it fits one kernel size only
         self.relative_bias = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
-        nn.init.trunc_normal_(self.relative_bias, std=0.02)
+        self.reset_parameters()
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def reset_parameters(self) -> None:
+        """Initialises the relative bias."""
+        nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""

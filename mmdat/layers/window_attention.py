@@ -26,7 +26,7 @@ class WindowAttention(nn.Module):
         self.window_size = window_size
         self.shift = (window_size + 1) // 2 if shifted else 0
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+        self.reset_parameters()
         self.register_buffer(
             'relative_position_index', relative_position_index(window_size), persistent=False
         )
@@ -46,6 +46,29 @@ class WindowAttention(nn.Module):
     def relative_position_bias(self) -> Tensor:
         """Bias of each head, `(M, N, N)` for the `N` positions of a window."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def reset_parameters(self) -> None:
+        """Initialises the bias table."""
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+
+    # No checkpoint holds the buffers. A module that was built on the meta device has them without values
+    # after `to_empty()`, and still on the meta device after `load_state_dict(..., assign=True)`.
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._compute_buffers(self.relative_position_index.device)
+        return self
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        if self.relative_position_index.is_meta:
+            self._compute_buffers(self.relative_position_bias_table.device)
+
+    def _compute_buffers(self, device: torch.device) -> None:
+        self.relative_position_index = relative_position_index(self.window_size).to(device)
+        if self.shift:
+            masks = shift_masks(self.window_size, self.shift)
+            self.shift_masks = masks.to(device, self.shift_masks.dtype)
 
 
 def relative_position_index(window_size: int) -> Tensor:

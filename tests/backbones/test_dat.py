@@ -377,6 +377,44 @@ def test_a_trace_is_right_at_other_sizes(settings, backend, monkeypatch):
                 torch.testing.assert_close(out, expected, atol=1e-5, rtol=0, msg=str(size))
 
 
+def load_into_empty(model: DAT, weights: dict) -> None:
+    model.to_empty(device='cpu')
+    model.load_state_dict(weights)
+
+
+def assign(model: DAT, weights: dict) -> None:
+    model.load_state_dict(weights, assign=True)
+
+
+@pytest.mark.parametrize('fill', [load_into_empty, assign])
+@pytest.mark.parametrize('settings', [CVPR, PLUS, dict(block_patterns=('LS', 'PQ', 'SN', 'DL'))])
+def test_built_on_the_meta_device_and_loaded(settings, fill):
+    expected = narrow_dat(**settings).eval()
+    with torch.device('meta'):
+        model = narrow_dat(**settings).eval()
+    fill(model, expected.state_dict())
+    img = torch.randn(1, 3, 96, 64)
+    for ours, theirs in zip(model(img), expected(img)):
+        assert torch.equal(ours, theirs)
+
+
+def test_every_layer_can_initialise_itself_after_the_meta_device():
+    """As FSDP does: `to_empty()` and `reset_parameters()`, module by module."""
+    for settings in (CVPR, PLUS, dict(pos_bias='fixed'), dict(pos_bias='dwconv')):
+        with torch.device('meta'):
+            model = narrow_dat(**settings)
+        torch.manual_seed(0)
+        for module in model.modules():
+            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            if tensors:
+                module.to_empty(device='cpu', recurse=False)
+                module.reset_parameters()
+        fresh = narrow_dat(**settings)
+        for (name, ours), theirs in zip(model.state_dict().items(), fresh.state_dict().values()):
+            assert not ours.is_meta
+            torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.5, atol=0.01, msg=name)
+
+
 def test_layer_wise_learning_rate_decay():
     """The groups that mmpretrain's constructor makes."""
     optimizers = pytest.importorskip('mmpretrain.engine.optimizers')
