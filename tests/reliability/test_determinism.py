@@ -75,7 +75,7 @@ def test_deformable_attention_adds_up_in_one_order(batch, side, keys, backend, t
 
 @pytest.mark.parametrize('head_dims', [32, 16], ids=['kernel', 'PyTorch'])
 def test_window_attention_adds_up_in_one_order(head_dims, threads, monkeypatch):
-    monkeypatch.setattr('mmdat.ops.chunks.CACHED_NUMBERS', 2**12)  # many chunks
+    monkeypatch.setattr('mmdat.ops.native.chunks.CACHED_NUMBERS', 2**12)  # many chunks
     torch.manual_seed(0)
     layer = WindowAttention(2 * head_dims, 2, window_size=7, shifted=True)
     x = torch.randn(2, 30, 45, 2 * head_dims)
