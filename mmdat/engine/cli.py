@@ -1,12 +1,15 @@
 import os
 import sys
+import traceback
 from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Callable
 
 from mmengine.config import DictAction
+from mmengine.dist import is_distributed
 
 from ..checkpoint import CheckpointError, trust_checkpoints
 from .preflight import PreflightError
+from .processes import end_in_group, end_with_launcher
 
 
 def base_parser(description: str) -> ArgumentParser:
@@ -46,12 +49,27 @@ def add_trust_argument(parser: ArgumentParser) -> None:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Runs a tool; what the user can mend is said in one line, by one process, without a traceback."""
+    """Runs a tool, which then leaves no process behind.
+
+    What the user can mend is said in one line, without a traceback: before the processes of a run have met,
+    by one process of each machine, because all of them stop for the same reason.
+    """
+    end_with_launcher()
+    code = 0
     try:
         main()
     except (PreflightError, CheckpointError) as error:
-        if os.environ.get('RANK', '0') == '0':
+        if os.environ.get('LOCAL_RANK', '0') == '0' or is_distributed():
             print(f'error: {error}', file=sys.stderr)
-        sys.exit(1)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(130)  # as the shell counts it, without a traceback
+        code = 130  # as the shell counts it, without a traceback
+    except Exception:
+        if not is_distributed():
+            raise
+        traceback.print_exc()
+        code = 1
+    if is_distributed():
+        end_in_group(code)
+    if code:
+        sys.exit(code)
