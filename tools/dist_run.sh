@@ -11,6 +11,8 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 script=$ROOT/tools/$script
+# What is started here ends with this process, even when it is killed; torchrun takes its place below.
+export MMDAT_LAUNCHER=$$
 # Once, before torchrun multiplies every message.
 RANK=0 LOCAL_WORLD_SIZE=$processes "$PYTHON" "$script" "$@" --launcher pytorch --preflight
 [[ " $* " != *' --check '* ]] || exit 0

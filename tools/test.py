@@ -1,3 +1,5 @@
+from mmengine.logging import print_log
+
 from mmdat.engine import (
     base_parser,
     build_runner,
@@ -21,13 +23,16 @@ def main():
     parser.add_argument('--out', help='pickle file for all predictions')
     parser.add_argument('--show', action='store_true', help='show predictions on the screen')
     parser.add_argument('--show-dir', help='folder for pictures of predictions')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds for which --show shows a picture, 0 until a key'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     args = parser.parse_args()
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
-        enable_visualization(cfg, args.show, args.show_dir)
+        enable_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
         enable_tta(cfg)
     if args.deterministic:
@@ -41,6 +46,8 @@ def main():
     if args.preflight:
         return
     build_runner(cfg).test()
+    if args.show_dir and not args.show:
+        print_log(f'pictures are in {args.show_dir}', 'current')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,9 @@
-from pathlib import Path
+import sys
 
-import cv2
 import torch
 
 from mmdat.engine import Overrides, Parser, add_trust_argument, load_config, run_tool
-from mmdat.visualization import KeyPointPainter
+from mmdat.visualization import KeyPointPainter, paint_files
 
 
 def main():
@@ -21,12 +20,15 @@ def main():
 
     cfg = load_config(args.config, args.cfg_options)
     paint = KeyPointPainter(cfg, args.checkpoint, args.device, args.predictions)
-    out_dir = Path(args.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for image in args.images:
-        out = out_dir / f'{Path(image).stem}.jpg'
-        cv2.imwrite(str(out), paint(image))
-        print(out)
+    failed = False
+    for picture, error in paint_files(paint, args.images, args.out_dir):
+        if picture is None:
+            failed = True
+            print(f'error: {error}', file=sys.stderr)
+        else:
+            print(picture)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mmengine.config import DictAction
+from mmengine.dist import is_distributed
 
 from ..checkpoint import CheckpointError, trust_checkpoints
 from ..spelling import did_you_mean
 from .data_guard import BrokenDataError
 from .errors import PreflightError
+from .processes import end_in_group, end_with_launcher
 from .saving import NO_ROOM
 
 # Where launchers tell a process its number on its machine.
@@ -100,23 +102,34 @@ def _is_first() -> bool:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Runs a tool; what the user can mend is said in one line, by one process of each machine.
+    """Runs a tool, which then leaves no process behind.
 
-    Tracebacks are shown before it where the environment variable `MMDAT_TRACEBACK` is 1.
+    What the user can mend is said in one line: before the processes of a run have met, by one process of
+    each machine, because all of them stop for the same reason. Tracebacks are shown before it where the
+    environment variable `MMDAT_TRACEBACK` is 1.
     """
+    end_with_launcher()
+    code = 0
     try:
         main()
     except (PreflightError, CheckpointError) as error:
         # what is wrong with a file, only the process knows that has read it
-        if _is_first() or isinstance(error, BrokenDataError):
+        if _is_first() or is_distributed() or isinstance(error, BrokenDataError):
             if os.environ.get('MMDAT_TRACEBACK') == '1':
                 traceback.print_exception(error)
             print(f'error: {error}', file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        print(f'error: no room to write: {error}; make room, the same command goes on', file=sys.stderr)
-        sys.exit(1)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(130)  # as the shell counts it, without a traceback
+        code = 130  # as the shell counts it, without a traceback
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            print(f'error: no room to write: {error}; make room, the same command goes on', file=sys.stderr)
+        elif is_distributed():
+            traceback.print_exc()
+        else:
+            raise
+        code = 1
+    if is_distributed():
+        end_in_group(code)
+    if code:
+        sys.exit(code)

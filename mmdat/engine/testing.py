@@ -1,8 +1,14 @@
 """The options of `tools/test.py`, for each of the three libraries."""
 
+import os
+import os.path as osp
 from copy import deepcopy
 
+import mmcv
+import numpy as np
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import BaseVisBackend
 
 from .errors import PreflightError
 
@@ -47,24 +53,66 @@ def enable_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def enable_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
-    """Draws predictions, on the screen or into a folder.
+def enable_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: float = 0.0) -> None:
+    """Draws the predictions of all images, on the screen or into a folder.
+
+    With several processes MMEngine draws the images of the first only.
+
+    Args:
+        cfg: Changed in place.
+        show: Whether to open a window for each picture, and to write none.
+        show_dir: Where pictures go, each under its image's name; relative to the current directory. It is
+            made here, so that a wrong path does not cost a run.
+        wait_time: Seconds for which a picture is shown; with 0 it waits for a key.
 
     Raises:
-        PreflightError: If the config has no visualization hook.
+        PreflightError: If the config has no visualization hook, or the folder cannot be made.
     """
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise PreflightError('--show and --show-dir need `default_hooks.visualization` in the config')
-    hook.show = show
+    if show_dir is not None:
+        show_dir = osp.abspath(show_dir)  # mmdet would join it to the work directory, again for each batch
+        try:
+            os.makedirs(show_dir, exist_ok=True)
+        except OSError as error:
+            raise PreflightError(f'--show-dir {show_dir} cannot be made: {error.strerror}') from error
+    hook.update(show=show, wait_time=wait_time)
     if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, out_dir=show_dir)
+        hook.update(enable=True, interval=1)
     else:
         hook.draw = True
-        if cfg.default_scope == 'mmdet':
-            hook.test_out_dir = show_dir
-        elif show_dir:
-            cfg.visualizer.save_dir = show_dir
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = show_dir
+    elif show_dir is not None:
+        # mmseg's hook has no folder. mmpretrain's swaps red and blue: it takes the network's input for RGB.
+        is_bgr = cfg.default_scope == 'mmpretrain'
+        cfg.visualizer.vis_backends = [dict(type='PictureFolder', save_dir=show_dir, is_bgr=is_bgr)]
+
+
+@VISBACKENDS.register_module()
+class PictureFolder(BaseVisBackend):
+    """Writes what the hooks of mmseg and mmpretrain draw into a folder, and nothing else.
+
+    Args:
+        save_dir: The folder.
+        is_bgr: Whether the pictures come as BGR, instead of RGB.
+    """
+
+    def __init__(self, save_dir: str, is_bgr: bool):
+        super().__init__(save_dir)
+        self.is_bgr = is_bgr
+
+    def _init_env(self) -> None:
+        pass
+
+    @property
+    def experiment(self) -> 'PictureFolder':
+        return self
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
+        path = osp.join(self._save_dir, name.removeprefix('test_'))  # mmseg's prefix
+        mmcv.imwrite(image if self.is_bgr else mmcv.rgb2bgr(image), path)
 
 
 def dump_predictions_to(cfg: Config, path: str) -> None:

@@ -1,6 +1,8 @@
 """Key points and predictions of a trained model, side by side."""
 
-from collections.abc import Iterable
+import os.path as osp
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import cv2
 import mmcv
@@ -13,6 +15,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 
 from ..backbones import DAT
 from ..checkpoint import load_model
+from ..engine import PreflightError
 from .key_points import draw_key_points
 
 MIN_SIDE = 448  # smaller images are enlarged, points on them would touch each other
@@ -29,7 +32,8 @@ class KeyPointPainter:
         predictions: Whether to show the model's predictions, too.
 
     Raises:
-        ValueError: If the model has no DAT backbone, or the checkpoint does not fit it.
+        PreflightError: If the model has no DAT backbone.
+        CheckpointError: If the checkpoint does not fit the model.
     """
 
     def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu', predictions: bool = False):
@@ -39,7 +43,7 @@ class KeyPointPainter:
         self.model.to(device).eval()
         backbones = [module for module in self.model.modules() if isinstance(module, DAT)]
         if not backbones:
-            raise ValueError(f'{type(self.model).__name__} has no DAT backbone')
+            raise PreflightError(f'{type(self.model).__name__} has no DAT backbone')
         self.backbone = backbones[0]
 
         dataset = cfg.test_dataloader.dataset
@@ -65,7 +69,12 @@ class KeyPointPainter:
 
         Returns:
             BGR picture.
+
+        Raises:
+            PreflightError: If this is no image file.
         """
+        if (why := _why_no_image(path)) is not None:
+            raise PreflightError(f'{path} {why}')
         packed = self.pipeline(dict(img_path=path, img_id=0))
         image, scale_factor = _shown_image(packed, path)
         zoom = max(1.0, MIN_SIDE / min(image.shape[:2]))
@@ -99,6 +108,61 @@ class KeyPointPainter:
             self.visualizer.add_datasample('predictions', image, result, draw_gt=False)
             picture = self.visualizer.get_image()
         return mmcv.rgb2bgr(picture)
+
+
+def paint_files(
+    paint: Callable[[str], np.ndarray], images: Iterable[str], out_dir: str
+) -> Iterator[tuple[Path | None, str]]:
+    """Paints one file after the other; one that fails does not keep back those after it.
+
+    Args:
+        paint: Makes a BGR picture of an image file, as `KeyPointPainter` does.
+        images: Image files.
+        out_dir: Where pictures go, as JPEG under their images' names.
+
+    Yields:
+        For each image the picture's path and `''`, or `None` and what went wrong.
+
+    Raises:
+        PreflightError: If the folder cannot be made.
+    """
+    out_dir = Path(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreflightError(f'folder {out_dir} cannot be made: {error.strerror}') from error
+    painted = {}
+    for image in images:
+        out = out_dir / f'{Path(image).stem}.jpg'
+        if out in painted:
+            yield None, f'{image}: {out} is the picture of {painted[out]} already'
+            continue
+        try:
+            picture = paint(image)
+        except PreflightError as error:
+            yield None, str(error)
+            continue
+        painted[out] = image
+        yield (out, '') if _write(picture, out) else (None, f'{image}: {out} cannot be written')
+
+
+def _why_no_image(path: str) -> str | None:
+    if not osp.exists(path):
+        return 'does not exist'
+    if osp.isdir(path):
+        return 'is a folder: name the images in it'
+    try:
+        readable = mmcv.imread(path) is not None
+    except (OSError, cv2.error):
+        readable = False
+    return None if readable else 'is no image, or broken'
+
+
+def _write(picture: np.ndarray, path: Path) -> bool:
+    try:
+        return cv2.imwrite(str(path), picture)
+    except cv2.error:
+        return False
 
 
 def _shown_image(packed: dict, path: str) -> tuple[np.ndarray, tuple[float, float]]:

@@ -2,7 +2,9 @@
 
 import socket
 from math import isqrt
+from pathlib import Path
 
+import mmcv
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,14 @@ from mmengine.hooks import Hook
 from narrow import narrow
 from torch import nn
 
-from mmdat.engine import build_runner, enable_tta, load_config, preflight
+from mmdat.engine import (
+    PreflightError,
+    build_runner,
+    enable_tta,
+    enable_visualization,
+    load_config,
+    preflight,
+)
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f'needs the images in {DATA}')
 
@@ -166,3 +175,32 @@ def test_distributed_training_without_gpus(tmp_path, monkeypatch):
         runner.train()
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    'name', ['retinanet/dat_t_1x_coco', 'semantic_fpn/dat_t_40k_ade20k', 'imagenet/dat_t_300e_in1k']
+)
+def test_pictures_of_predictions(name, tmp_path, monkeypatch):
+    """All of them, under their images' names, in this folder and nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    cfg = small_config(name, 'work')
+    cfg.test_dataloader.batch_size = 1
+    enable_visualization(cfg, show=False, show_dir='pictures')
+    runner = build_runner(cfg)
+    runner.test()
+    dataset = runner.test_dataloader.dataset
+    images = {Path(path).name: path for path in (dataset.get_data_info(i)['img_path'] for i in range(2))}
+    assert {path.name for path in Path('pictures').iterdir()} == images.keys()
+    assert not [path for path in Path('work').rglob('*') if path.suffix in ('.jpg', '.png')]
+    if name.startswith('imagenet'):  # mmpretrain's hook swaps red and blue
+        for picture, image in images.items():
+            drawn = mmcv.imread(f'pictures/{picture}').astype(int)
+            shown = mmcv.imresize(mmcv.imread(image), (256, 256))[16:240, 16:240]
+            assert abs(drawn - shown).mean() < abs(drawn[..., ::-1] - shown).mean()
+
+
+def test_pictures_into_a_file(tmp_path):
+    cfg = small_config('retinanet/dat_t_1x_coco', tmp_path)
+    (tmp_path / 'file').touch()
+    with pytest.raises(PreflightError, match=f'--show-dir {tmp_path}/file cannot be made: File exists'):
+        enable_visualization(cfg, show=False, show_dir=f'{tmp_path}/file')

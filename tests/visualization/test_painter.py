@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 
 from mmdat.demo.untrained import save_untrained
-from mmdat.engine import load_config
-from mmdat.visualization import KeyPointPainter
+from mmdat.engine import PreflightError, load_config
+from mmdat.visualization import KeyPointPainter, paint_files
 from mmdat.visualization.painter import GAP, MIN_SIDE, TITLE_HEIGHT
 
 ROOT = Path(__file__).parents[2]
@@ -110,5 +110,35 @@ def test_model_without_dat(tmp_path):
     cfg.model.backbone = dict(type='ResNet', depth=18)
     cfg.model.head.in_channels = 512
     save_untrained(cfg, tmp_path / 'weights.pth')
-    with pytest.raises(ValueError, match='ImageClassifier has no DAT backbone'):
+    with pytest.raises(PreflightError, match='ImageClassifier has no DAT backbone'):
         KeyPointPainter(cfg, str(tmp_path / 'weights.pth'))
+
+
+def test_files_that_cannot_be_painted(image, tmp_path):
+    """Each is named with the reason, and the files after it are painted."""
+    cfg = config('classifier')
+    save_untrained(cfg, tmp_path / 'weights.pth')
+    paint = KeyPointPainter(cfg, str(tmp_path / 'weights.pth'))
+    (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'empty.png').touch()
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/image.png').symlink_to(image)
+    (tmp_path / 'last.png').symlink_to(image)
+    (tmp_path / 'taken.png').symlink_to(image)
+    out = tmp_path / 'out'
+    (out / 'taken.jpg').mkdir(parents=True)
+    names = 'image.png none.png text.png empty.png folder folder/image.png taken.png last.png'.split()
+    results = list(paint_files(paint, [str(tmp_path / name) for name in names], str(out)))
+    assert results == [
+        (out / 'image.jpg', ''),
+        (None, f'{tmp_path}/none.png does not exist'),
+        (None, f'{tmp_path}/text.png is no image, or broken'),
+        (None, f'{tmp_path}/empty.png is no image, or broken'),
+        (None, f'{tmp_path}/folder is a folder: name the images in it'),
+        (None, f'{tmp_path}/folder/image.png: {out}/image.jpg is the picture of {image} already'),
+        (None, f'{tmp_path}/taken.png: {out}/taken.jpg cannot be written'),
+        (out / 'last.jpg', ''),
+    ]
+    assert cv2.imread(str(out / 'last.jpg')).shape == cv2.imread(str(out / 'image.jpg')).shape
+    with pytest.raises(PreflightError, match=r'folder .*image\.jpg cannot be made: File exists'):
+        next(paint_files(paint, [image], str(out / 'image.jpg')))
