@@ -14,7 +14,7 @@ class Release:
 
     Args:
         name: What `mmdat://NAME` and `checkpoints/NAME.pth` call it. Classifiers have the authors' names.
-        generation: `'cvpr' | 'plus'`.
+        generation: `'cvpr' | 'pp'`.
         config: The authors' config; its name is accepted as a file name too, but for classifiers, whose
             two generations share theirs.
         share: Identifier of the share in the Tsinghua Cloud.
@@ -51,12 +51,12 @@ _ALL = [
      ('dat_small_in1k_224',                'dat_small',                  'f04b18081e3e4606adb7', 83.7),
      ('dat_base_in1k_224',                 'dat_base',                   'a8d2a9645d454120b635', 84.0),
      ('dat_base_in1k_384',                 'dat_base_384',               'cf6a6b543cd64e0d8e43', 84.8)),
-    *_releases('plus', ('top-1',),
+    *_releases('pp', ('top-1',),
      ('dat_pp_tiny_in1k_224',              'dat_tiny',                   '14c5ddae10b642e68089', 83.9),
      ('dat_pp_small_in1k_224',             'dat_small',                  '4c2a76360c964fbd81d5', 84.6),
      ('dat_pp_base_in1k_224',              'dat_base',                   '8e30492404d348d89f25', 84.9),
      ('dat_pp_base_in1k_384',              'dat_base_384',               '032dc804cdf44bf18bb5', 85.9)),
-    *_releases('plus', ('box AP', 'mask AP'),
+    *_releases('pp', ('box AP', 'mask AP'),
      ('dat_pp_tiny_retinanet_1x',          'rtn_tiny_1x_4n_dp00_lr2',    '8e49b993adf242829ee1', 46.8),
      ('dat_pp_tiny_retinanet_3x',          'rtn_tiny_3x_4n_dp02_lr2',    'ff4e48c036cb4d9badca', 49.2),
      ('dat_pp_small_retinanet_1x',         'rtn_small_1x_4n_dp01_lr2',   'c1585651b3ec41fa9eb5', 48.3),
@@ -69,7 +69,7 @@ _ALL = [
      ('dat_pp_tiny_cascade_mask_rcnn_3x',  'cmrcn_tiny_3x_4n_dp01_lr4',  '1aa96891dda24451bbf8', 53.0, 46.0),
      ('dat_pp_small_cascade_mask_rcnn_3x', 'cmrcn_small_3x_4n_dp05_lr4', '17d84d4f5ae2457285af', 54.2, 46.9),
      ('dat_pp_base_cascade_mask_rcnn_3x',  'cmrcn_base_3x_8n_dp08_lr4',  '9ea06105dd394b8d97ac', 54.5, 47.0)),
-    *_releases('plus', ('mIoU', 'mIoU multi-scale'),
+    *_releases('pp', ('mIoU', 'mIoU multi-scale'),
      ('dat_pp_tiny_semantic_fpn_80k',      'fpn_tiny_80k_dp04_lr2',      '9a9df06dec1440a39bcb', 48.4, 48.8),
      ('dat_pp_small_semantic_fpn_80k',     'fpn_small_80k_dp04_lr2',     'f4333e084ef74ca3b8f6', 49.9, 50.7),
      ('dat_pp_base_semantic_fpn_80k',      'fpn_base_80k_dp07_lr2',      '9df9eb212f154168aab7', 50.4, 51.1),

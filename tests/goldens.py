@@ -94,11 +94,11 @@ def dat_settings(config: dict, generation: str = 'cvpr') -> dict:
         window_size=config['window_sizes'][0],
         mlp_ratio=config['expansion'],
         key_strides=[max(r, 1) for r in config['strides']],
-        offset_range=offset_range if offset_range >= 0 else None,
+        offset_range=offset_range if offset_range >= 0 else 'map',
         pos_bias=pos_bias,
         overlap_patches=config['use_conv_patches'],
     )
-    if generation == 'plus':
+    if generation == 'pp':
         settings |= dict(
             neighborhood_size=config['nat_ksizes'][0],
             pos_bias=pos_bias if offset_range else None,  # without offsets the authors switch it off
@@ -111,7 +111,7 @@ def dat_settings(config: dict, generation: str = 'cvpr') -> dict:
 
 def case_settings(case: dict) -> dict:
     """Our settings for a golden case."""
-    return dat_settings(case['config'], 'cvpr' if case['model'] == 'cvpr' else 'plus')
+    return dat_settings(case['config'], 'cvpr' if case['model'] == 'cvpr' else 'pp')
 
 
 def build_golden_model(case: dict, **settings) -> tuple[DAT, torch.nn.Linear | None]:

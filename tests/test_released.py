@@ -23,7 +23,7 @@ def test_the_table_is_the_authors():
 
 def test_names_tell_the_generation():
     for release in RELEASED.values():
-        assert release.generation == ('plus' if release.name.startswith('dat_pp_') else 'cvpr')
+        assert release.generation == ('pp' if release.name.startswith('dat_pp_') else 'cvpr')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from mmdat.backbones.dat import ARCHITECTURES
+from mmdat.architectures import ARCHITECTURES, GENERATIONS
 from mmdat.engine import Parser, add_trust_argument, build_model, convert_checkpoint, run_tool
 
 
@@ -9,7 +9,7 @@ def main():
     of = parser.add_mutually_exclusive_group(required=True)
     of.add_argument('--config', help='config of the whole model, to check neck and head and resize tables')
     of.add_argument('--arch', choices=ARCHITECTURES, help='of the backbone, with the settings of the paper')
-    parser.add_argument('--generation', choices=['cvpr', 'plus'], help='for files that do not tell')
+    parser.add_argument('--generation', choices=GENERATIONS, help='for files that do not tell')
     add_trust_argument(parser)
     args = parser.parse_args()
     model = build_model(args.config) if args.config else args.arch

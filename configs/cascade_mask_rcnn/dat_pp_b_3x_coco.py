@@ -2,7 +2,7 @@ _base_ = 'dat_pp_t_3x_coco.py'
 
 model = dict(
     backbone=dict(
-        arch='plus_base',
+        arch='pp_base',
         drop_path_rate=0.8,
         init_cfg=dict(checkpoint='mmdat://dat_pp_base_in1k_224'),
     ),

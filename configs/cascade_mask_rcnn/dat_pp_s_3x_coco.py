@@ -2,7 +2,7 @@ _base_ = 'dat_pp_t_3x_coco.py'
 
 model = dict(
     backbone=dict(
-        arch='plus_small',
+        arch='pp_small',
         drop_path_rate=0.5,
         init_cfg=dict(checkpoint='mmdat://dat_pp_small_in1k_224'),
     ),

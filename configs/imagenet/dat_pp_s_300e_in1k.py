@@ -1,3 +1,3 @@
 _base_ = 'dat_t_300e_in1k.py'
 
-model = dict(backbone=dict(arch='plus_small', drop_path_rate=0.4))
+model = dict(backbone=dict(arch='pp_small', drop_path_rate=0.4))

@@ -3,9 +3,9 @@
 DAT++ is "DAT++: Spatially Dynamic Vision Transformer with Deformable Attention" (Xia et al., 2023).
 """
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle, islice
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Literal
 
 import torch
 from mmengine.model import BaseModule, PretrainedInit
@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..architectures import Settings, stride_of
 from ..checkpoint import adapt_state_dict, check_identity, load_pretrained
 from ..layers import (
     MLP,
@@ -28,44 +29,31 @@ from ..layers import (
     WindowAttention,
     keep_in_graph,
 )
-from ..spelling import did_you_mean
-from .settings import NUM_STAGES, check_settings
 
-# Table 1: C, blocks, heads and offset groups of the stages, after the generation of the model. Stages 1
-# and 2 of CVPR'22 are deformable, and so use their offset groups, only in the ablation of Table 7.
-_SIZES = ('embed_dims', 'depths', 'num_heads', 'offset_groups')
-_COLUMNS = ('generation', *_SIZES)
-ARCHITECTURES = {
-    'tiny':       dict(zip(_COLUMNS, ('cvpr',  96, (2, 2,  6, 2), (3, 6, 12, 24), (1, 2, 3,  6)))),
-    'small':      dict(zip(_COLUMNS, ('cvpr',  96, (2, 2, 18, 2), (3, 6, 12, 24), (1, 2, 3,  6)))),
-    'base':       dict(zip(_COLUMNS, ('cvpr', 128, (2, 2, 18, 2), (4, 8, 16, 32), (1, 2, 4,  8)))),
-    'plus_tiny':  dict(zip(_COLUMNS, ('plus',  64, (2, 4, 18, 2), (2, 4,  8, 16), (1, 2, 4,  8)))),
-    'plus_small': dict(zip(_COLUMNS, ('plus',  96, (2, 4, 18, 2), (3, 6, 12, 24), (1, 2, 3,  6)))),
-    'plus_base':  dict(zip(_COLUMNS, ('plus', 128, (2, 4, 18, 2), (4, 8, 16, 32), (2, 4, 8, 16)))),
-}  # fmt: skip
-ALIASES = {'t': 'tiny', 's': 'small', 'b': 'base'}
-ALIASES |= {f'plus_{short}': f'plus_{name}' for short, name in ALIASES.items()}
 
-# The generations' defaults of the settings they differ in. Their coordinates are fixed, and no setting.
-GENERATIONS = {
-    'cvpr': dict(
-        block_patterns=('LS', 'LS', 'LD', 'LD'),
-        key_strides=(1, 1, 1, 1),
-        offset_range=2.0,
-        overlap_patches=False,
-        lpu=False,
-        conv_mlp=False,
-    ),
-    'plus': dict(
-        block_patterns=('ND', 'ND', 'ND', 'DD'),
-        key_strides=(8, 4, 2, 1),
-        offset_range=None,
-        overlap_patches=True,
-        lpu=True,
-        conv_mlp=True,
-    ),
-}
-COORDINATES = {'cvpr': 'half_pixel', 'plus': 'corners'}
+def build_attention(letter: str, stage: int, settings: Settings) -> nn.Module:
+    """The attention of a block, see `BLOCKS` for the letters."""
+    sizes = settings.channels(stage), settings.arch.num_heads[stage]
+    match letter:
+        case 'L' | 'S':
+            return WindowAttention(*sizes, settings.window_size, shifted=letter == 'S')
+        case 'N':
+            return NeighborhoodAttention(*sizes, settings.neighborhood_size)
+        case 'P':
+            return SpatialReductionAttention(*sizes, settings.key_strides[stage])
+        case 'Q':
+            return DeformableDETRAttention(*sizes, settings.num_points[stage])
+        case 'D':
+            return DeformableAttention(
+                *sizes,
+                offset_groups=settings.arch.offset_groups[stage],
+                map_size=settings.map_size(stage),
+                key_stride=settings.key_strides[stage],
+                kernel_size=settings.offset_kernel_sizes[stage],
+                offset_range=settings.offset_range,
+                pos_bias=settings.pos_bias,
+                coordinates=settings.generation.coordinates,
+            )
 
 
 class DATBlock(nn.Module):
@@ -101,13 +89,34 @@ class DATBlock(nn.Module):
 
 
 class DATStage(nn.Module):
-    """Down-projection (but in the first stage) and the blocks at one resolution."""
+    """Down-projection (but in the first stage) and the blocks at one resolution.
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[DATBlock], with_cp: bool):
+    Args:
+        stage: Which, from 0 on.
+        settings: Of the whole network.
+        drop_paths: Probability of stochastic depth of each block.
+    """
+
+    def __init__(self, stage: int, settings: Settings, drop_paths: Sequence[float]):
         super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-        self.with_cp = with_cp
+        channels = settings.channels(stage)
+        if stage == 0:
+            self.downsample = nn.Identity()
+        else:
+            before = settings.channels(stage - 1)
+            self.downsample = Downsample(before, channels, 2, settings.overlap_patches, bias=False)
+        self.blocks = nn.ModuleList(
+            DATBlock(
+                channels,
+                build_attention(letter, stage, settings),
+                settings.mlp_ratio,
+                drop_path,
+                lpu=settings.lpu,
+                conv_mlp=settings.conv_mlp,
+            )
+            for letter, drop_path in zip(settings.blocks(stage), drop_paths)
+        )
+        self.with_cp = settings.with_cp
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -128,22 +137,32 @@ class DAT(BaseModule):
     models do by design.
 
     Args:
-        arch: `'tiny' | 'small' | 'base'` of CVPR'22 (or `'t' | 's' | 'b'`), `'plus_tiny' | 'plus_small' |
-            'plus_base'` of DAT++ (or `'plus_t'` and so on), or a dict with `embed_dims` (channels of
-            stage 1; they double from stage to stage), `depths`, `num_heads` and `offset_groups` (one
-            entry a stage), and `generation`, `'cvpr'` (if not given) or `'plus'`. The generation decides
-            the coordinates of deformable attention, which weights and shapes do not show, and the
-            defaults of the settings in `design`.
+        arch: `'tiny' | 'small' | 'base'` of CVPR'22 (or `'t' | 's' | 'b'`), `'pp_tiny' | 'pp_small' |
+            'pp_base'` of DAT++ (or `'pp_t'` and so on), or a dict with the fields of
+            `mmdat.architectures.Architecture`. Its generation, `'cvpr'` or `'pp'`, decides the coordinates of
+            deformable attention, which weights and shapes do not show, and the defaults of the settings that
+            are `None` here, see `mmdat.architectures.GENERATIONS`.
         img_size: Nominal side of the (square) images in pixels. It sizes the bias tables, not the
             input: images of every size are accepted.
         in_channels: Channels of the images.
+        block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local window,
+            `S` shifted window, `N` neighbourhood, `D` deformable (Table 7 varies them), `P` spatial
+            reduction (Table 6), `Q` points of each query as in Deformable DETR (Table 8).
         window_size: Side of the windows of `L` and `S` blocks, 7 in the paper, 12 at 384 pixels.
         neighborhood_size: Side of the neighbourhoods of `N` blocks, odd.
-        mlp_ratio: Expansion of the MLPs.
+        key_strides: Down-sampling factor `r` from queries to keys in each stage, in `D` (Section 3.2) and
+            `P` blocks. Weights of `D` blocks fit every stride.
+        offset_range: Largest offset `s` of a key in cells of the key grid (Figure 4). 0 switches deformation
+            off (Table 6), `'map'` bounds the points to the map instead of the offsets.
         offset_kernel_sizes: Kernels of the offset networks in each stage, odd.
-        num_points: Points of a query and head in the `Q` blocks of each stage (Table 8).
         pos_bias: Position bias of deformable attention, `'relative' | 'fixed' | 'dwconv' | None`
             (Table 6).
+        num_points: Points of a query and head in the `Q` blocks of each stage (Table 8).
+        mlp_ratio: Expansion of the MLPs.
+        overlap_patches: Overlapping convolutions as patch embedding and down-projections (DAT-T*,
+            Table 9). The patch embedding is one convolution in CVPR'22 and two in DAT++.
+        lpu: Local perception units, depth-wise convolutions before the blocks (DAT++).
+        conv_mlp: Depth-wise convolutions in the MLPs (DAT++).
         drop_path_rate: Stochastic depth in [0, 1), rising linearly over the blocks. On ImageNet tiny,
             small and base were trained with 0.2, 0.3 and 0.5, in DAT++ with 0.2, 0.4 and 0.7.
         out_indices: Stages (0 to 3) whose maps are returned. Stages after the last are not built.
@@ -152,26 +171,15 @@ class DAT(BaseModule):
         with_cp: Activation checkpointing: recompute each block in the backward pass.
         init_cfg: As in MMEngine. `dict(type='Pretrained', checkpoint=FILE)` also takes the authors'
             files and the names of released ones, see `mmdat.checkpoint.load_pretrained`.
-        **design: Settings with defaults of the generation, see `GENERATIONS`:
-
-            - block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local
-              window, `S` shifted window, `N` neighbourhood, `D` deformable (Table 7 varies them), `P`
-              spatial reduction (Table 6), `Q` points of each query as in Deformable DETR (Table 8).
-            - key_strides: Down-sampling factor `r` from queries to keys in each stage, in `D`
-              (Section 3.2) and `P` blocks. Weights of `D` blocks fit every stride.
-            - offset_range: Largest offset `s` of a key in cells of the key grid (Figure 4); 0 switches
-              deformation off (Table 6), `None` bounds the points to the map instead.
-            - overlap_patches: Overlapping convolutions as patch embedding and down-projections (DAT-T*,
-              Table 9). The patch embedding is one convolution in CVPR'22 and two in DAT++.
-            - lpu: Local perception units, depth-wise convolutions before the blocks (DAT++).
-            - conv_mlp: Depth-wise convolutions in the MLPs (DAT++).
 
     Attributes:
-        identity: What weights of this model record and what others are compared with: `generation`, the row
-            of Table 1, and `blocks`, the attention of each block.
+        out_channels: Channels of each map that is returned, for necks and heads.
+        out_strides: Pixels of the image for a pixel of each map.
+        identity: What weights of this model record and what others are compared with: the fields of its
+            `Architecture`, and `blocks`, the attention of each block.
 
     Raises:
-        ValueError: For settings that are unknown, out of range or do not fit each other.
+        ValueError: For settings that are out of range or do not fit each other.
     """
 
     def __init__(
@@ -179,98 +187,67 @@ class DAT(BaseModule):
         arch: str | Mapping = 'tiny',
         img_size: int = 224,
         in_channels: int = 3,
+        block_patterns: Sequence[str] | None = None,
         window_size: int = 7,
         neighborhood_size: int = 7,
-        mlp_ratio: float = 4.0,
+        key_strides: Sequence[int] | None = None,
+        offset_range: float | Literal['map'] | None = None,
         offset_kernel_sizes: Sequence[int] = (9, 7, 5, 3),
+        pos_bias: Literal['relative', 'fixed', 'dwconv'] | None = 'relative',
         num_points: Sequence[int] = (16, 16, 16, 16),
-        pos_bias: str | None = 'relative',
+        mlp_ratio: float = 4.0,
+        overlap_patches: bool | None = None,
+        lpu: bool | None = None,
+        conv_mlp: bool | None = None,
         drop_path_rate: float = 0.2,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
-        **design,
     ):
-        arch = resolve_arch(arch)
-        defaults = GENERATIONS[arch['generation']]
-        if unknown := design.keys() - defaults.keys():
-            raise ValueError(_describe_unknown('setting', unknown, _setting_names()))
-        design = defaults | design
-        check_settings(
+        settings = Settings.resolve(
             arch,
             img_size=img_size,
             in_channels=in_channels,
+            block_patterns=block_patterns,
             window_size=window_size,
             neighborhood_size=neighborhood_size,
-            mlp_ratio=mlp_ratio,
+            key_strides=key_strides,
+            offset_range=offset_range,
             offset_kernel_sizes=offset_kernel_sizes,
-            num_points=num_points,
             pos_bias=pos_bias,
+            num_points=num_points,
+            mlp_ratio=mlp_ratio,
+            overlap_patches=overlap_patches,
+            lpu=lpu,
+            conv_mlp=conv_mlp,
             drop_path_rate=drop_path_rate,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             with_cp=with_cp,
             init_cfg=init_cfg,
-            **design,
         )
         super().__init__(init_cfg=init_cfg)
-        self.generation = arch['generation']
-        patterns = zip(design['block_patterns'], arch['depths'])
-        self.identity = dict(arch, blocks=tuple(''.join(islice(cycle(p), n)) for p, n in patterns))
+        depths = settings.arch.depths
+        blocks = tuple(map(settings.blocks, range(len(depths))))
+        self.identity = {'generation': settings.arch.generation, **asdict(settings.arch), 'blocks': blocks}
         self.out_indices = tuple(out_indices)
+        self.out_channels = tuple(map(settings.channels, self.out_indices))
+        self.out_strides = tuple(map(stride_of, self.out_indices))
         self.frozen_stages = frozen_stages
 
-        depths, num_heads = arch['depths'], arch['num_heads']
-        dims = [arch['embed_dims'] * 2**i for i in range(NUM_STAGES)]
-        last = max(sum(depths) - 1, 1)
-        drop_paths = iter([drop_path_rate * n / last for n in range(sum(depths))])
-        key_strides, overlap = design['key_strides'], design['overlap_patches']
-
-        def build_attention(letter: str, i: int) -> nn.Module:
-            match letter:
-                case 'L' | 'S':
-                    return WindowAttention(dims[i], num_heads[i], window_size, shifted=letter == 'S')
-                case 'N':
-                    return NeighborhoodAttention(dims[i], num_heads[i], neighborhood_size)
-                case 'P':
-                    return SpatialReductionAttention(dims[i], num_heads[i], key_strides[i])
-                case 'Q':
-                    return DeformableDETRAttention(dims[i], num_heads[i], num_points[i])
-                case 'D':
-                    return DeformableAttention(
-                        dims[i],
-                        num_heads[i],
-                        offset_groups=arch['offset_groups'][i],
-                        map_size=(-(-img_size // 2 ** (i + 2)),) * 2,
-                        key_stride=key_strides[i],
-                        kernel_size=offset_kernel_sizes[i],
-                        offset_range=design['offset_range'],
-                        pos_bias=pos_bias,
-                        coordinates=COORDINATES[self.generation],
-                    )
-
-        if self.generation == 'plus' and overlap:
-            self.patch_embed = ConvStem(in_channels, dims[0])
+        channels = settings.channels(0)
+        if settings.arch.generation == 'pp' and settings.overlap_patches:
+            self.patch_embed = ConvStem(in_channels, channels)
         else:
-            self.patch_embed = Downsample(in_channels, dims[0], 4, overlap, bias=True)
+            self.patch_embed = Downsample(in_channels, channels, 4, settings.overlap_patches, bias=True)
+        rates = [drop_path_rate * n / max(sum(depths) - 1, 1) for n in range(sum(depths))]
         self.stages = nn.ModuleList()
-        for i in range(self.out_indices[-1] + 1):
-            downsample = Downsample(dims[i - 1], dims[i], 2, overlap, bias=False) if i else nn.Identity()
-            blocks = [
-                DATBlock(
-                    dims[i],
-                    build_attention(letter, i),
-                    mlp_ratio,
-                    next(drop_paths),
-                    lpu=design['lpu'],
-                    conv_mlp=design['conv_mlp'],
-                )
-                for letter in islice(cycle(design['block_patterns'][i]), depths[i])
-            ]
-            self.stages.append(DATStage(downsample, blocks, with_cp))
-        for i in self.out_indices:
-            self.add_module(f'norm{i}', OutputNorm(dims[i]))
+        for stage in range(self.out_indices[-1] + 1):
+            first = sum(depths[:stage])
+            self.stages.append(DATStage(stage, settings, rates[first : first + depths[stage]]))
+        for stage, channels in zip(self.out_indices, self.out_channels):
+            self.add_module(f'norm{stage}', OutputNorm(channels))
         self._freeze()
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
@@ -382,35 +359,3 @@ class DAT(BaseModule):
         frozen += [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
         for module in frozen:
             module.eval().requires_grad_(False)
-
-
-def resolve_arch(arch: str | Mapping) -> dict:
-    """The row of Table 1 that `arch` names, or `arch` itself, of CVPR'22 if it names no generation.
-
-    Raises:
-        ValueError: If it is no known name and no dict, or keys are missing or unknown.
-    """
-    if not isinstance(arch, Mapping):
-        name = ALIASES.get(arch, arch) if isinstance(arch, str) else None
-        if name not in ARCHITECTURES:
-            raise ValueError(_describe_unknown('arch', [arch], [*ARCHITECTURES, *ALIASES]))
-        return ARCHITECTURES[name]
-    if unknown := arch.keys() - set(_COLUMNS):
-        raise ValueError(_describe_unknown('key of arch', unknown, _COLUMNS))
-    if missing := set(_SIZES) - arch.keys():
-        raise ValueError(f'arch lacks {sorted(missing)}, it needs {_SIZES}')
-    arch = {'generation': 'cvpr', **arch}
-    if arch['generation'] not in list(GENERATIONS):  # a list takes what cannot be hashed, too
-        raise ValueError(_describe_unknown('generation', [arch['generation']], GENERATIONS))
-    return arch
-
-
-def _setting_names() -> list[str]:
-    names = [name for name in inspect.signature(DAT).parameters if name != 'design']
-    return names + list(GENERATIONS['cvpr'])
-
-
-def _describe_unknown(kind: str, names: Iterable, allowed: Iterable[str]) -> str:
-    names, allowed = sorted(names), list(allowed)
-    hint = did_you_mean(names[0], allowed)
-    return f'unknown {kind} {", ".join(map(repr, names))}{hint} (allowed: {", ".join(allowed)})'

@@ -14,15 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..architectures import ARCHITECTURES, GENERATIONS
 from ..released import find_release
 from .errors import CheckpointError
 from .sources import file_stem
 
-GENERATIONS = {'cvpr': "CVPR'22", 'plus': 'DAT++'}
-
 # Names in the authors' files that only those of DAT++ have, and what they belong to. Our names prove nothing,
 # because our modules combine freely.
-_PLUS_NAMES = {
+_PP_NAMES = {
     r'\.local_perception_units\.': 'local perception units',
     r'\.attns\.\d+\.rpb$': 'neighbourhood attention',
     r'\.mlps\.\d+\.linear1\.0\.': 'convolutional MLPs',
@@ -30,7 +29,7 @@ _PLUS_NAMES = {
     r'(^|\.)norms\.\d\.norm\.': 'output norms of a detector or segmentor',
 }
 # Settings that only the DAT++ code has, in the configuration that a classifier file may hold.
-_PLUS_SETTINGS = {'use_lpus', 'ksizes', 'nat_ksizes', 'log_cpb', 'layer_scale_values'}
+_PP_SETTINGS = {'use_lpus', 'ksizes', 'nat_ksizes', 'log_cpb', 'layer_scale_values'}
 
 # What gives the attention of a block away. Shifted windows have the names of others.
 _BLOCKS = {
@@ -89,14 +88,14 @@ def derive_generation(keys: Iterable[str], config: Any, source: str) -> str | No
     if release := find_release(file_stem(source)):
         reasons[release.generation] = f'it has the name of the released {release.name}'
     settings = config.get('MODEL', {}).get('DAT', {}) if isinstance(config, Mapping) else {}
-    if only := sorted(_PLUS_SETTINGS & set(settings)):
-        reasons.setdefault('plus', f'its configuration has {only[0]}')
+    if only := sorted(_PP_SETTINGS & set(settings)):
+        reasons.setdefault('pp', f'its configuration has {only[0]}')
     for key in keys:
-        if what := next((what for name, what in _PLUS_NAMES.items() if re.search(name, key)), None):
-            reasons.setdefault('plus', f'it holds {what} ({key})')
+        if what := next((what for name, what in _PP_NAMES.items() if re.search(name, key)), None):
+            reasons.setdefault('pp', f'it holds {what} ({key})')
             break
     if len(reasons) > 1:
-        both = ', but '.join(f'{reason}: {GENERATIONS[name]}' for name, reason in reasons.items())
+        both = ', but '.join(f'{reason}: {GENERATIONS[name].title}' for name, reason in reasons.items())
         raise CheckpointError(f'{source} contradicts itself: {both}')
     return next(iter(reasons), None)
 
@@ -143,7 +142,7 @@ def require_generation(identity: Mapping, source: str, how: str = '') -> None:
     if identity.get('generation') is None:
         raise CheckpointError(
             f"{source} does not tell whether its weights are of CVPR'22 or of DAT++, whose files share names "
-            f'and shapes and differ in formulas: say generation=cvpr or generation=plus{how}'
+            f'and shapes and differ in formulas: say generation=cvpr or generation=pp{how}'
         )
 
 
@@ -175,15 +174,13 @@ def check_identity(found: Mapping, expected: Mapping, source: str, how: str = ''
 
 def describe(identity: Mapping) -> str:
     """In prose: arch and generation."""
-    generation, arch = GENERATIONS[identity['generation']], name_arch(identity)
+    generation, arch = GENERATIONS[identity['generation']].title, name_arch(identity)
     return f"arch='{arch}' ({generation})" if arch else f'an arch of its own ({generation})'
 
 
 def name_arch(identity: Mapping) -> str | None:
     """The named arch with these sizes, if any."""
-    from ..backbones.dat import ARCHITECTURES  # which imports this package
-
     for name, row in ARCHITECTURES.items():
-        if all(row[key] == identity.get(key) for key in ('generation', 'embed_dims', 'depths')):
+        if all(getattr(row, key) == identity.get(key) for key in ('generation', 'embed_dims', 'depths')):
             return name
     return None

@@ -25,7 +25,7 @@ def load_pretrained(
         backbone: A `DAT`.
         checkpoint: Path, `http(s)://` address, or `mmdat://` and the name of a released file.
         prefix: Where the backbone is in the file's model. By default `backbone.`, or the root.
-        generation: `'cvpr' | 'plus'`, for files that do not tell: the authors' of another name.
+        generation: `'cvpr' | 'pp'`, for files that do not tell: the authors' of another name.
 
     Raises:
         CheckpointError: If the file cannot be read, is of another generation or arch, or has weights

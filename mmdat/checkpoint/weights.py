@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..architectures import GENERATIONS
 from .errors import CheckpointError, join_names
-from .identity import GENERATIONS, derive_architecture, derive_generation, recorded_identity
+from .identity import derive_architecture, derive_generation, recorded_identity
 from .official import DERIVED_BUFFERS, from_official
 
 _BARE_BACKBONE = ('patch_proj.', 'patch_embed.')

@@ -34,7 +34,7 @@ def convert_checkpoint(
         destination: File to write, in the safetensors format if its suffix is `.safetensors`.
         model: Whole model to fit the weights to, with its sizes of bias tables; or the name of an arch, as
             in `DAT`, whose backbone the file must fit as it is, while neck and head are taken unseen.
-        generation: `'cvpr' | 'plus'`, for files that do not tell.
+        generation: `'cvpr' | 'pp'`, for files that do not tell.
 
     Returns:
         What was renamed, resized and dropped, in prose.

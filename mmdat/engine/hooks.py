@@ -15,7 +15,7 @@ class StrictCheckpointHook(Hook):
     Args:
         ignore: Prefixes of keys that are left as initialised when a training starts, for instance
             `('roi_head.bbox_head.fc_cls',)` to fine-tune on other classes. To resume and to test, all load.
-        generation: `'cvpr' | 'plus'`, for files that do not tell.
+        generation: `'cvpr' | 'pp'`, for files that do not tell.
     """
 
     def __init__(self, ignore: tuple[str, ...] = (), generation: str | None = None):

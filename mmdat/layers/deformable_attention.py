@@ -1,3 +1,5 @@
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ class DeformableAttention(nn.Module):
             stretch the table over them.
         key_stride: Down-sampling factor `r`: a map of `H` rows has `ceil(H / r)` rows of keys.
         kernel_size: Kernel of the offset network.
-        offset_range: Largest offset `s`, in cells of the key grid. `None` bounds the points instead of
+        offset_range: Largest offset `s`, in cells of the key grid. `'map'` bounds the points instead of
             the offsets, which then are in normalised coordinates: CVPR'22 squashes points into the map
             by tanh, DAT++ clamps them, as its released models do. 0 switches deformation off: CVPR'22
             samples at the reference points, DAT++ averages `r x r` pixels for a key; the idle offset
@@ -70,7 +72,7 @@ class DeformableAttention(nn.Module):
         map_size: tuple[int, int],
         key_stride: int = 1,
         kernel_size: int = 5,
-        offset_range: float | None = 2.0,
+        offset_range: float | Literal['map'] = 2.0,
         pos_bias: str | None = 'relative',
         coordinates: Coordinates = 'half_pixel',
     ):
@@ -145,7 +147,7 @@ class DeformableAttention(nn.Module):
             return points.clamp(-1, 1).expand(batch, self.offset_groups, *grid, 2)
         q = q.unflatten(-1, (self.offset_groups, -1)).permute(0, 3, 4, 1, 2)
         offsets = self.offset(q.flatten(0, 1)).to(dtype).unflatten(0, (batch, self.offset_groups))
-        if self.offset_range is None:
+        if self.offset_range == 'map':
             points = points + offsets
             return points.tanh() if self.coordinates == 'half_pixel' else points.clamp(-1, 1)
         # dp <- s tanh(dp), with s in cells of the key grid

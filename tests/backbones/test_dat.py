@@ -12,7 +12,7 @@ from mmdat.layers import DropPath
 from mmdat.layers.deformable_attention import OffsetNetwork
 
 CVPR = dict(key_strides=(1, 1, 2, 1))
-PLUS = dict(arch=ARCH | dict(generation='plus'))
+PLUS = dict(arch=ARCH | dict(generation='pp'))
 GOLDENS = [
     'cvpr_allD_128',
     'cvpr_allD_r1_128',
@@ -140,10 +140,10 @@ PARAMETERS = [
     # Table 9
     (dict(overlap_patches=True), '30.2640'),
     # DAT++
-    (dict(arch='plus_tiny'), '23.96'),
-    (dict(arch='plus_small'), '53.13'),
-    (dict(arch='plus_b'), '93.69'),
-    (dict(arch='plus_tiny', overlap_patches=False, lpu=False, conv_mlp=False), '22.77'),
+    (dict(arch='pp_tiny'), '23.96'),
+    (dict(arch='pp_small'), '53.13'),
+    (dict(arch='pp_b'), '93.69'),
+    (dict(arch='pp_tiny', overlap_patches=False, lpu=False, conv_mlp=False), '22.77'),
 ]
 
 

@@ -36,12 +36,12 @@ def test_our_files_know_their_generation(tmp_path, wrap):
     path = save(tmp_path / 'x.pth', {'meta': {}, 'state_dict': wrap(shared_dat('cvpr')).state_dict()})
     load_pretrained(shared_dat('cvpr'), path)
     with pytest.raises(CheckpointError, match=r"\(CVPR'22\), but the model is .*\(DAT\+\+\)"):
-        load_pretrained(shared_dat('plus'), path)
+        load_pretrained(shared_dat('pp'), path)
 
 
 def test_state_dicts_guard_themselves():
     """Where nothing of ours is called, as in `model.load_state_dict(torch.load(...))`."""
-    for generation, other in (('cvpr', 'plus'), ('plus', 'cvpr')):
+    for generation, other in (('cvpr', 'pp'), ('pp', 'cvpr')):
         state_dict = nn.ModuleDict({'backbone': shared_dat(generation)}).state_dict()
         state_dict = pickle.loads(pickle.dumps(state_dict))
         nn.ModuleDict({'backbone': shared_dat(generation)}).load_state_dict(state_dict)
@@ -58,14 +58,14 @@ def test_a_record_without_sense(tmp_path, record):
 
 
 def test_our_names_without_a_record_are_ambiguous(tmp_path):
-    path = save(tmp_path / 'x.pth', dict(shared_dat('plus').state_dict()))
+    path = save(tmp_path / 'x.pth', dict(shared_dat('pp').state_dict()))
     with pytest.raises(CheckpointError, match='does not tell'):
-        load_pretrained(shared_dat('plus'), path)
-    load_pretrained(shared_dat('plus'), path, generation='plus')
+        load_pretrained(shared_dat('pp'), path)
+    load_pretrained(shared_dat('pp'), path, generation='pp')
 
 
 def test_the_record_costs_no_key():
-    state_dict = shared_dat('plus').state_dict()
+    state_dict = shared_dat('pp').state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state_dict.values())
     assert 'identity' not in ''.join(state_dict)
 
@@ -89,9 +89,7 @@ def test_strides_and_sizes_may_differ(tmp_path):
     load_pretrained(shared_dat('cvpr', key_strides=(1, 1, 2, 1), img_size=96, offset_range=4.0), path)
 
 
-@pytest.mark.parametrize(
-    ('arch', 'other'), [('tiny', 'small'), ('small', 'plus_small'), ('plus_base', 'base')]
-)
+@pytest.mark.parametrize(('arch', 'other'), [('tiny', 'small'), ('small', 'pp_small'), ('pp_base', 'base')])
 def test_the_right_arch_is_named(tmp_path, arch, other):
     with torch.device('meta'):
         source = DAT(arch, out_indices=(0,))
@@ -120,26 +118,26 @@ class TestFilesOfTheAuthors:
         with pytest.raises(CheckpointError, match=r'does not tell .*init_cfg=dict\(.*, generation=\.\.\.\)'):
             self.load(path)
         self.load(path, generation='cvpr')
-        with pytest.raises(CheckpointError, match='generation is one of cvpr, plus'):
+        with pytest.raises(CheckpointError, match='generation is one of cvpr, pp'):
             self.load(path, generation='dat++')
 
     def test_the_word_of_the_user_decides(self, tmp_path):
         weights = weights_of('cvpr_base_128w4')
         path = save_classifier(tmp_path / 'my_dat.pth', weights)
         case, _ = read_golden('cvpr_base_128w4')
-        arch = case_settings(case)['arch'] | dict(generation='plus')
+        arch = case_settings(case)['arch'] | dict(generation='pp')
         design = {key: SHARED[key] for key in ('overlap_patches', 'lpu', 'conv_mlp')}
-        self.load(path, generation='plus', arch=arch, **design)
+        self.load(path, generation='pp', arch=arch, **design)
         with pytest.raises(CheckpointError, match='differ in generation'):
             self.load(path, generation='cvpr', arch=arch, **design)
 
     def test_the_released_name_decides(self, tmp_path):
         path = save_classifier(tmp_path / 'dat_small_in1k_224.pth', weights_of('cvpr_base_128w4'))
         self.load(path)
-        with pytest.raises(CheckpointError, match="is of generation 'cvpr', not 'plus'"):
-            self.load(path, generation='plus')
+        with pytest.raises(CheckpointError, match="is of generation 'cvpr', not 'pp'"):
+            self.load(path, generation='pp')
 
-    def test_names_that_only_the_plus_code_has(self, tmp_path):
+    def test_names_that_only_the_pp_code_has(self, tmp_path):
         weights = weights_of('pp_plain_128')
         self.load(save_classifier(tmp_path / 'x.pth', weights), 'pp_plain_128')
         path = save_classifier(tmp_path / 'dat_tiny_in1k_224.pth', weights)
@@ -148,7 +146,7 @@ class TestFilesOfTheAuthors:
         ):
             self.load(path, 'pp_plain_128')
 
-    def test_settings_that_only_the_plus_code_has(self, tmp_path):
+    def test_settings_that_only_the_pp_code_has(self, tmp_path):
         """All blocks deformable, so nothing else tells."""
         case, _ = read_golden('pp_base_128')
         path = save_classifier(tmp_path / 'x.pth', weights_of('cvpr_base_128w4'), case['config'])

@@ -109,7 +109,7 @@ def test_a_classifier_of_the_authors_into_a_bare_backbone():
     ('name', 'settings', 'message'),
     [
         ('cvpr_base_128w4', {}, 'does not tell whether its weights are of CVPR.*generation='),
-        ('pp_base_128', dict(arch=ARCH), 'differ in generation, plus and cvpr'),
+        ('pp_base_128', dict(arch=ARCH), 'differ in generation, pp and cvpr'),
         (DETECTOR, dict(pos_bias=None), 'unexpected: .*position_bias_table'),
     ],
 )

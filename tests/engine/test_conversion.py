@@ -5,8 +5,8 @@ from narrow import ARCH
 from published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
+from mmdat.architectures import ARCHITECTURES, Architecture
 from mmdat.backbones import DAT
-from mmdat.backbones.dat import ARCHITECTURES
 from mmdat.checkpoint import CheckpointError, from_official, load_pretrained, read_checkpoint
 from mmdat.engine import convert_checkpoint
 
@@ -14,7 +14,7 @@ from mmdat.engine import convert_checkpoint
 @pytest.fixture
 def narrow_arch(monkeypatch):
     """An arch that is small enough for tests, by name."""
-    monkeypatch.setitem(ARCHITECTURES, 'narrow', dict(generation='cvpr', **ARCH))
+    monkeypatch.setitem(ARCHITECTURES, 'narrow', Architecture(**ARCH))
 
 
 def classifier(case: dict) -> nn.Module:
@@ -29,7 +29,7 @@ def classifier(case: dict) -> nn.Module:
     ('name', 'file_name', 'generation'),
     [
         ('cvpr_base_128w4', 'dat_tiny_in1k_224.pth', 'cvpr'),
-        ('pp_base_128', 'ckpt_epoch_299.pth', 'plus'),
+        ('pp_base_128', 'ckpt_epoch_299.pth', 'pp'),
     ],
 )
 def test_classifiers(tmp_path, name, file_name, generation, suffix):
@@ -53,7 +53,7 @@ def test_classifiers(tmp_path, name, file_name, generation, suffix):
     backbone = DAT(**case_settings(case) | dict(out_indices=(3,)))
     assert load_pretrained(backbone, clean).loaded == len(backbone.state_dict())
     other = case_settings(case)
-    other['arch'] |= dict(generation={'cvpr': 'plus', 'plus': 'cvpr'}[generation])
+    other['arch'] |= dict(generation={'cvpr': 'pp', 'pp': 'cvpr'}[generation])
     with pytest.raises(CheckpointError, match='differ in generation'):
         load_pretrained(DAT(**other), clean)
 

@@ -62,7 +62,7 @@ def test_offsets_stay_in_range():
 
 @pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
 def test_unbounded_offsets_keep_points_on_the_map(coordinates):
-    layer = attention(offset_range=None, coordinates=coordinates)
+    layer = attention(offset_range='map', coordinates=coordinates)
     torch.nn.init.normal_(layer.offset.proj.weight, std=100)
     locations = layer.sampling_locations(torch.randn(2, 12, 10, 16))
     torch.testing.assert_close(locations.amax((0, 1, 2, 3)), torch.ones(2))

@@ -10,7 +10,7 @@ from mmdat.layers import ConvStem, DeformableAttention, DeformableDETRAttention,
 def offsets(channels: int, stride: int, kernel_size: int) -> nn.Module:
     """The offset network of a deformable attention, on channels-last maps."""
     attention = DeformableAttention(
-        channels, 1, 1, (4, 4), stride, kernel_size, offset_range=None, pos_bias=None, coordinates='corners'
+        channels, 1, 1, (4, 4), stride, kernel_size, offset_range='map', pos_bias=None, coordinates='corners'
     )
     attention.forward = lambda x: attention.offset(x.permute(0, 3, 1, 2))
     return attention
@@ -62,7 +62,7 @@ def test_convolutions_of_small_maps_in_bfloat16(name, size):
     'layer',
     [
         DeformableAttention(16, 2, 2, (4, 4), offset_range=3.0),
-        DeformableAttention(16, 2, 2, (4, 4), offset_range=None),
+        DeformableAttention(16, 2, 2, (4, 4), offset_range='map'),
         DeformableDETRAttention(16, 2, 4),
     ],
 )

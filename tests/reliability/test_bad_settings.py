@@ -134,7 +134,7 @@ COMMANDS = {
     'test.py {} nowhere.pth --out scores.txt': (1, r'must end in \.pkl'),
     'test.py {} nowhere.pth --cfg-options test_cfg=None': (1, 'lacks test_cfg'),
     'test.py {} nowhere.pth --cfg-options test_dataloader.dataset.type=Coco': (1, "type='Coco' is unknown"),
-    'convert_checkpoint.py nowhere.pth clean.pth --generatoin plus': (2, "did you mean '--generation'"),
+    'convert_checkpoint.py nowhere.pth clean.pth --generatoin pp': (2, "did you mean '--generation'"),
     'convert_checkpoint.py nowhere.pth clean.pth --config nowhere.py': (
         1,
         r'config nowhere\.py does not exist',

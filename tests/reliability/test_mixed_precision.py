@@ -14,7 +14,7 @@ from mmdat.backbones import DAT
 
 BACKBONES = {
     'cvpr': dict(arch=ARCH, key_strides=(1, 1, 2, 1)),
-    'plus': dict(arch=ARCH | dict(generation='plus')),
+    'pp': dict(arch=ARCH | dict(generation='pp')),
 }
 SIZES = [(1, 1), (1, 9), (33, 2), (64, 96)]
 LARGE = [(224, 224), (800, 608), (512, 2048)]

@@ -9,9 +9,9 @@ from mmdat.backbones import DAT
 BACKBONES = [
     dict(key_strides=(1, 1, 2, 1)),
     dict(key_strides=(8, 4, 2, 1), block_patterns=('P', 'P', 'LQ', 'QP')),
-    dict(offset_range=None, pos_bias='fixed'),
-    dict(arch=ARCH | dict(generation='plus')),
-    dict(arch=ARCH | dict(generation='plus'), offset_range=0, pos_bias='dwconv'),
+    dict(offset_range='map', pos_bias='fixed'),
+    dict(arch=ARCH | dict(generation='pp')),
+    dict(arch=ARCH | dict(generation='pp'), offset_range=0, pos_bias='dwconv'),
 ]
 IMAGES = {
     'zeros': lambda size: torch.zeros(2, 3, *size),

@@ -23,7 +23,7 @@ def dat_settings(draw) -> dict:
     first = draw(st.integers(0, 3))
     return dict(
         arch=dict(
-            generation=draw(st.sampled_from(['cvpr', 'plus'])),
+            generation=draw(st.sampled_from(['cvpr', 'pp'])),
             embed_dims=draw(st.sampled_from([4, 12])),
             depths=draw(per_stage(st.integers(1, 2))),
             num_heads=num_heads,
@@ -39,7 +39,7 @@ def dat_settings(draw) -> dict:
         offset_kernel_sizes=draw(per_stage(st.sampled_from([1, 3, 9]))),
         num_points=draw(per_stage(st.integers(1, 4))),
         pos_bias=draw(st.sampled_from(['relative', 'fixed', 'dwconv', None])),
-        offset_range=draw(st.none() | st.floats(0, 8)),
+        offset_range=draw(st.sampled_from([None, 'map']) | st.floats(0, 8)),
         overlap_patches=draw(st.booleans()),
         lpu=draw(st.booleans()),
         conv_mlp=draw(st.booleans()),

@@ -277,7 +277,7 @@ def test_a_file_that_does_not_tell_its_generation(folder, enter, door):
 def test_the_other_generation(folder, enter):
     """All names and shapes fit."""
     case, _ = read_golden('cvpr_base_128w4')
-    arch = case_settings(case)['arch'] | dict(generation='plus')
+    arch = case_settings(case)['arch'] | dict(generation='pp')
     write_config(folder, arch=arch, overlap_patches=False, lpu=False, conv_mlp=False)
     path = folder / 'files' / 'dat_tiny_in1k_224.pth'
     save_classifier(path, weights_of('cvpr_base_128w4'))

@@ -2,6 +2,6 @@
 # of the CVPR'22 backbone.
 dat_pp_backbone = dict(
     type='mmdat.DAT',
-    arch='plus_tiny',
+    arch='pp_tiny',
     init_cfg=dict(type='Pretrained', checkpoint='mmdat://dat_pp_tiny_in1k_224'),
 )

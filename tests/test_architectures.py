@@ -1,7 +1,7 @@
 import pytest
 
+from mmdat.architectures import ARCH_RULES, RULES
 from mmdat.backbones import DAT
-from mmdat.backbones.settings import ARCH_RULES, RULES
 
 ARCH = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
 WRONG = ('abc', b'abc', {}, object(), [[]], [-1] * 4, float('nan'), -7)
