@@ -141,9 +141,9 @@ def _place_in_config(error: Exception, frames: list[tuple[FrameType, int]]) -> s
     files = [frame.f_locals['filename'] for frame in readers if 'filename' in frame.f_locals]
     if files and isinstance(error, SyntaxError) and error.lineno:
         return f'{osp.relpath(files[-1])}, line {error.lineno}'
-    in_base = any(frame.f_code is Config._get_cfg_path.__code__ for frame in readers)
     found = [file for file in files if osp.exists(file)]
-    if found and (in_base or len(found) < len(files)):
+    is_missing = isinstance(error, FileNotFoundError) and len(found) < len(files)
+    if found and (is_missing or any(frame.f_code is Config._get_cfg_path.__code__ for frame in readers)):
         return f'_base_ of {osp.relpath(found[-1])}'
     for frame, line in reversed(frames):
         if frame.f_code.co_name == '<module>':

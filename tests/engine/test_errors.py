@@ -57,10 +57,7 @@ def test_the_place_is_found_among_parts_of_one_type():
     [
         (dict(type='mmdat.DAT', arch='tini'), "^DAT: unknown arch 'tini'"),
         (dict(type='mmdat.DATT'), "^type='mmdat.DATT' is unknown to mmengine, did you mean 'mmdat.DAT'"),
-        (
-            dict(type='Linear', in_feature=1),
-            "^Linear has no setting 'in_feature', did you mean 'in_features'",
-        ),
+        (dict(type='ImgDataPreprocessor', means=1), "^ImgDataPreprocessor has no setting 'means', .*'mean'"),
     ],
 )
 def test_without_a_place(part, message):
