@@ -1,5 +1,6 @@
 from .deformable import deformable_attention, explain, sample_features
 from .dense import attention
+from .flops import register_flops
 from .native.mlp import explain_mlp, mlp
 from .native.windows import explain_window_attention, window_attention
 from .neighborhood import neighborhood_attention
@@ -15,3 +16,5 @@ __all__ = [
     'sample_features',
     'window_attention',
 ]
+
+register_flops()

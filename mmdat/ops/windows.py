@@ -1,6 +1,5 @@
 """The windows of a map: how they are cut, and the plain formula of their attention (paper Section 3.3)."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ def attend_in_windows(
     proj: Callable[[Tensor], Tensor],
     bias: Tensor,
     masks: Tensor | None,
+    window_size: int,
     shift: int,
 ) -> Tensor:
     """Cuts a map into windows, attends in them, projects, and puts the windows together again.
@@ -27,13 +27,14 @@ def attend_in_windows(
         proj: The layer that maps the output's channels.
         bias: Added to the logits of the heads, `(M, N, N)` for the `N` positions of a window.
         masks: Added too, those of `shift_masks`, or `None`.
+        window_size: Side of the windows, `sqrt(N)`.
         shift: By how much the map is rolled before it is cut.
 
     Returns:
         `(B, H, W, C)`.
     """
     _, height, width, _ = x.shape
-    num_heads, size = bias.shape[0], math.isqrt(bias.shape[1])
+    num_heads, size = bias.shape[0], window_size
     x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     _, padded_height, padded_width, _ = x.shape
     if shift:
@@ -42,7 +43,7 @@ def attend_in_windows(
         kinds = window_kinds(padded_height // size, padded_width // size, x.device)
         bias = bias + masks[kinds].unsqueeze(1)
     x = window_partition(x, size)  # (B, windows, N, C)
-    q, k, v = qkv(x).unflatten(-1, (3, num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+    q, k, v = qkv(x).unflatten(-1, (3, num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
     x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
     x = window_reverse(proj(x), size, padded_height, padded_width)
     if shift:

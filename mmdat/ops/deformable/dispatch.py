@@ -1,3 +1,4 @@
+import torch
 from torch import Tensor
 
 from ..ladder import REFERENCE, asked_for, check_name, choose, explain_choice, transform_reason
@@ -35,7 +36,8 @@ def deformable_attention(
         coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
         backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
-            these inputs. `explain` tells which that is.
+            these inputs. `explain` tells which that is. Under `torch.func`, forward-mode differentiation and
+            `torch.jit.trace`, which know PyTorch's own operations only, `None` gets the equations.
 
     Returns:
         `(B, M, H * W, d)` in the dtype of `v`.
@@ -44,7 +46,8 @@ def deformable_attention(
         ValueError: If shapes do not fit each other, or `backend` is unknown or cannot serve these inputs.
     """
     inputs = Inputs(q, k, v, bias_table, sampling_locations, query_size, coordinates)
-    inputs.check_shapes()
+    if not torch.jit.is_tracing():  # where shapes are tensors
+        inputs.check_shapes()
     chosen = _choose(inputs, backend)
     if chosen is None:
         return deformable_attention_reference(*inputs)
