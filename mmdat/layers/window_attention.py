@@ -41,7 +41,7 @@ class WindowAttention(nn.Module):
         if are_plain(qkv, proj):
             weights = qkv.weight, qkv.bias, proj.weight, proj.bias
             return window_attention(x, *weights, bias, self.shift_masks, self.shift)
-        return attend_in_windows(x, qkv, proj, bias, self.shift_masks, self.shift)
+        return attend_in_windows(x, qkv, proj, bias, self.shift_masks, self.window_size, self.shift)
 
     def relative_position_bias(self) -> Tensor:
         """Bias of each head, `(M, N, N)` for the `N` positions of a window."""

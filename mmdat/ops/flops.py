@@ -1,7 +1,8 @@
 """FLOPs of the operators here, for PyTorch's `FlopCounterMode`, which counts two for each multiply-add.
 
-As PyTorch counts attention: matrix products alone. MMEngine's counter needs nothing, because it traces, and a
-trace records the equations.
+As PyTorch counts attention: matrix products alone. Layers in chunks need nothing, because PyTorch's own
+operations compute them where a counter follows; nor does MMEngine's counter, because it traces, and a trace
+records the equations.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,10 @@ from .deformable.backends import BACKENDS
 
 
 def register_flops() -> None:
-    """Makes the operators of deformable attention known to PyTorch's counter, once."""
+    """Makes the operators known to PyTorch's counter, once."""
     for name in BACKENDS:
-        forward, backward = (
-            getattr(torch.ops.mmdat, f'deformable_attention_{name}{end}') for end in ('', '_backward')
-        )
+        forward = getattr(torch.ops.mmdat, f'deformable_attention_{name}')
+        backward = getattr(torch.ops.mmdat, f'deformable_attention_{name}_backward')
         if forward not in flop_registry:
             register_flop_formula(forward)(_count_attention)
             register_flop_formula(backward)(_count_attention_backward)

@@ -83,10 +83,11 @@ def check_name(name: str, asked_by: str) -> None:
 
 
 def transform_reason() -> str | None:
-    """Why nothing but the plain formula will do, whatever the backend: a transform that only PyTorch's own
-    operations know."""
+    """Why only the plain formula will do: something knows no operations but PyTorch's own."""
     if torch.compiler.is_compiling():
         return None
+    if torch.jit.is_tracing():
+        return 'a trace records the formula, which holds for maps of every size'
     if torch._C._are_functorch_transforms_active():
         return 'torch.func transforms the single operations'
     if torch.autograd.forward_ad._current_level >= 0:
@@ -97,7 +98,7 @@ def transform_reason() -> str | None:
 def observer_reason(x: Tensor) -> str | None:
     """Why a layer of PyTorch's common operations should be computed by these: something follows or changes
     them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
         return 'a compiler follows the single operations'
     if is_in_torch_dispatch_mode():
         return 'a mode, such as a counter of FLOPs, follows the single operations'
@@ -105,4 +106,6 @@ def observer_reason(x: Tensor) -> str | None:
         return f'{type(x).__name__} has operations of its own'
     if torch.is_autocast_enabled(x.device.type):
         return 'autocast chooses the dtype of each operation'
+    if is_in_torch_dispatch_mode():
+        return 'a dispatch mode, such as a counter of FLOPs, follows the single operations'
     return transform_reason()

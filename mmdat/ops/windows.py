@@ -1,6 +1,5 @@
 """The windows of a map: how they are cut, and the plain formula of their attention (paper Section 3.3)."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ def attend_in_windows(
     proj: Callable[[Tensor], Tensor],
     bias: Tensor,
     masks: Tensor | None,
+    window_size: int,
     shift: int,
 ) -> Tensor:
     """Cuts a map into windows, attends in them, projects, and puts the windows together again.
@@ -27,13 +27,14 @@ def attend_in_windows(
         proj: The layer that maps the output's channels.
         bias: Added to the logits of the heads, `(M, N, N)` for the `N` positions of a window.
         masks: Added too, those of `shift_masks`, or `None`.
+        window_size: Side of the windows, `sqrt(N)`.
         shift: By how much the map is rolled before it is cut.
 
     Returns:
         `(B, H, W, C)`.
     """
     _, height, width, _ = x.shape
-    num_heads, size = bias.shape[0], math.isqrt(bias.shape[1])
+    num_heads, size = bias.shape[0], window_size
     x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     _, padded_height, padded_width, _ = x.shape
     if shift:

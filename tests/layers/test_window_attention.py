@@ -63,7 +63,8 @@ def test_masks_keep_the_nine_regions_of_swin_apart(size, shift, rows, columns):
 def plain(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
     """Other devices' way."""
     bias = layer.relative_position_bias()
-    return attend_in_windows(x, layer.qkv, layer.proj, bias, layer.shift_masks, layer.shift)
+    masks, size = layer.shift_masks, layer.window_size
+    return attend_in_windows(x, layer.qkv, layer.proj, bias, masks, size, layer.shift)
 
 
 def outputs_and_gradients(function, layer: WindowAttention, x: torch.Tensor) -> list[torch.Tensor]:

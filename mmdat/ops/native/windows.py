@@ -149,7 +149,7 @@ def _formula(
     def proj(x):
         return F.linear(x, w_proj, b_proj)
 
-    return attend_in_windows(x, qkv, proj, bias, masks, shift)
+    return attend_in_windows(x, qkv, proj, bias, masks, math.isqrt(bias.shape[1]), shift)
 
 
 def _define(name: str, softmax: type):
