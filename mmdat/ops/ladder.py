@@ -100,8 +100,6 @@ def observer_reason(x: Tensor) -> str | None:
     them."""
     if torch.compiler.is_compiling():
         return 'a compiler follows the single operations'
-    if is_in_torch_dispatch_mode():
-        return 'a mode, such as a counter of FLOPs, follows the single operations'
     if type(x) not in (Tensor, torch.nn.Parameter):
         return f'{type(x).__name__} has operations of its own'
     if torch.is_autocast_enabled(x.device.type):

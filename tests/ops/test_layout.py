@@ -10,7 +10,7 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense',
+    'ladder dense sizes',
     'neighborhood windows',
     'native.build',
     'native.library native.operators native.chunks',
