@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -57,6 +58,7 @@ def preflight(cfg: Config, training: bool) -> nn.Module:
     _check_libraries()
     check_values(cfg, training)
     _check_launcher(cfg.launcher)
+    _check_strategy(cfg, training)
     if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
         raise PreflightError('mixed precision training needs a GPU, run without --amp')
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -99,6 +101,26 @@ def _check_launcher(launcher: str) -> None:
         raise PreflightError(f'{processes} processes for {gpus} GPUs: start at most one for each')
     if not gpus and launcher != 'pytorch':
         raise PreflightError(f'no GPU: on CPUs only the pytorch launcher runs, not {launcher}')
+
+
+def _check_strategy(cfg: Config, training: bool) -> None:
+    strategy = (cfg.get('strategy') or {}).get('type')
+    if strategy and 'runner_type' not in cfg:
+        raise PreflightError("`strategy` needs `runner_type='FlexibleRunner'` beside it")
+    if not training and cfg.launcher == 'none':
+        return  # one process tests without a strategy
+    if strategy == 'DeepSpeedStrategy' and find_spec('deepspeed') is None:
+        raise PreflightError(
+            'DeepSpeedStrategy needs DeepSpeed: `pip install deepspeed`, or take '
+            "strategy.type='mmdat.FullyShardedStrategy' and optim_wrapper.type='OptimWrapper', which need "
+            'PyTorch only'
+        )
+    if strategy == 'DeepSpeedStrategy' and cfg.launcher == 'none':
+        raise PreflightError('DeepSpeedStrategy needs a launcher: `bash tools/dist_train.sh CONFIG GPUS`')
+    if strategy == 'FSDPStrategy' and not torch.cuda.is_available() and cfg.launcher != 'none':
+        raise PreflightError(
+            "MMEngine's FSDPStrategy needs GPUs: strategy.type='mmdat.FullyShardedStrategy' runs on CPUs too"
+        )
 
 
 def _check_checkpoints(cfg: Config, training: bool) -> None:

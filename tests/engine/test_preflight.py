@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -129,3 +130,29 @@ def test_amp_needs_a_gpu(cfg, monkeypatch):
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     with pytest.raises(PreflightError, match='needs a GPU, run without --amp'):
         preflight(cfg, training=True)
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'launcher', 'message'),
+    [
+        ('DeepSpeedStrategy', 'pytorch', r'pip install deepspeed.*FullyShardedStrategy'),
+        ('DeepSpeedStrategy', 'none', r'pip install deepspeed'),
+        ('FSDPStrategy', 'pytorch', r"needs GPUs: strategy\.type='mmdat\.FullyShardedStrategy'"),
+    ],
+)
+def test_strategies_that_cannot_run_here(cfg, strategy, launcher, message, monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setitem(sys.modules, 'deepspeed', None)  # as if it were not installed
+    cfg.launcher = launcher
+    cfg.strategy = dict(type=strategy)
+    with pytest.raises(PreflightError, match=r"needs `runner_type='FlexibleRunner'`"):
+        preflight(cfg, training=True)
+    cfg.runner_type = 'FlexibleRunner'
+    with pytest.raises(PreflightError, match=message):
+        preflight(cfg, training=True)
+
+
+def test_one_process_tests_without_a_strategy(cfg):
+    cfg.update(runner_type='FlexibleRunner', strategy=dict(type='DeepSpeedStrategy'))
+    preflight(cfg, training=False)

@@ -1,16 +1,19 @@
 """Trainings on random images, for experiments in which only the arithmetic matters."""
 
 import os
+import random
 from pathlib import Path
 
+import psutil
 import torch
 from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from narrow import narrow
@@ -26,17 +29,17 @@ SIZE = 64, 96  # height and width
 class RandomImages(Dataset):
     """Image `i` and its truth are random, and the same in each process."""
 
-    def __init__(self, scope: str, length: int):
-        self.scope, self.length = scope, length
+    def __init__(self, scope: str, length: int, size: tuple[int, int] = SIZE):
+        self.scope, self.length, self.size = scope, length, size
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> dict:
         generator = torch.Generator().manual_seed(i)
-        height, width = SIZE
+        height, width = self.size
         image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        metainfo = dict(img_shape=SIZE, ori_shape=SIZE, pad_shape=SIZE, scale_factor=(1.0, 1.0), img_id=i)
+        metainfo = dict(img_shape=self.size, ori_shape=self.size, scale_factor=(1.0, 1.0), img_id=i)
         if self.scope == 'mmseg':
             sample = SegDataSample(metainfo=metainfo)
             labels = torch.randint(0, 150, (1, height, width), generator=generator)
@@ -140,3 +143,22 @@ def train(case: str, steps: int, total_batch: int, work_dir: str, **settings) ->
     runner.register_hook(losses)
     runner.train()
     return losses.values
+
+
+def train_at_random_sizes(case: str, steps: int, sides: tuple[int, int] = (64, 256)) -> list[float]:
+    """Resident memory in MiB after each step."""
+    torch.backends.mkldnn.enabled = False
+    cfg = CASES[case]()
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    process, sizes, memory = psutil.Process(), random.Random(0), []
+    for step in range(steps):
+        size = sizes.randint(*sides), sizes.randint(*sides)
+        batch = pseudo_collate([RandomImages(cfg.default_scope, steps, size)[step]])
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+        model.parse_losses(losses)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        memory.append(process.memory_info().rss / 2**20)
+    return memory
