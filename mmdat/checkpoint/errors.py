@@ -4,9 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from ..errors import UserError
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or fitted: the message is one line and says what to do."""
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be found, read or fitted."""
 
 
 def join_names(names: Iterable[str], most: int = 20) -> str:

@@ -8,10 +8,10 @@ from typing import NoReturn
 from mmengine.config import DictAction
 from mmengine.dist import is_distributed
 
-from ..checkpoint import CheckpointError, trust_checkpoints
+from ..checkpoint import trust_checkpoints
+from ..errors import UserError
 from ..spelling import did_you_mean
 from .data_guard import BrokenDataError
-from .errors import PreflightError
 from .processes import end_in_group, end_with_launcher
 from .saving import NO_ROOM
 
@@ -112,7 +112,7 @@ def run_tool(main: Callable[[], None]) -> None:
     code = 0
     try:
         main()
-    except (PreflightError, CheckpointError) as error:
+    except UserError as error:
         # what is wrong with a file, only the process knows that has read it
         if _is_first() or is_distributed() or isinstance(error, BrokenDataError):
             if os.environ.get('MMDAT_TRACEBACK') == '1':

@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 from mmengine.registry.build_functions import build_from_cfg
 from mmengine.runner import BaseLoop
 
-from ..checkpoint import CheckpointError
+from ..errors import UserError
 from ..spelling import did_you_mean
 
 _TRACEBACK = 'MMDAT_TRACEBACK=1 shows the traceback'
@@ -26,8 +26,8 @@ _NO_ATTRIBUTE = re.compile(r"'(?:ConfigDict|Config)' object has no attribute '(\
 _UPSTREAM = re.compile(r'^(class `\w+` in \S+: ["\']?)+')  # how upstream's MMEngine starts each message
 
 
-class PreflightError(RuntimeError):
-    """A run that cannot succeed: says what is wrong and what to do, in one line."""
+class PreflightError(UserError, RuntimeError):
+    """A run that cannot succeed."""
 
 
 def walk(node: Any, name: str) -> Iterator[tuple[str, dict]]:
@@ -58,7 +58,7 @@ def in_one_line(name: str = '', part: Any = None) -> Iterator[None]:
     """
     try:
         yield
-    except (PreflightError, CheckpointError):
+    except UserError:
         raise
     except Exception as error:
         frames = list(walk_tb(error.__traceback__))

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 
 from ..backbones import DAT
 from ..checkpoint import load_model
-from ..engine import PreflightError
+from ..errors import UserError
 from .key_points import draw_key_points
 
 MIN_SIDE = 448  # smaller images are enlarged, points on them would touch each other
@@ -32,7 +32,7 @@ class KeyPointPainter:
         predictions: Whether to show the model's predictions, too.
 
     Raises:
-        PreflightError: If the model has no DAT backbone.
+        UserError: If the model has no DAT backbone.
         CheckpointError: If the checkpoint does not fit the model.
     """
 
@@ -43,7 +43,7 @@ class KeyPointPainter:
         self.model.to(device).eval()
         backbones = [module for module in self.model.modules() if isinstance(module, DAT)]
         if not backbones:
-            raise PreflightError(f'{type(self.model).__name__} has no DAT backbone')
+            raise UserError(f'{type(self.model).__name__} has no DAT backbone')
         self.backbone = backbones[0]
 
         dataset = cfg.test_dataloader.dataset
@@ -71,10 +71,10 @@ class KeyPointPainter:
             BGR picture.
 
         Raises:
-            PreflightError: If this is no image file.
+            UserError: If this is no image file.
         """
         if (why := _why_no_image(path)) is not None:
-            raise PreflightError(f'{path} {why}')
+            raise UserError(f'{path} {why}')
         packed = self.pipeline(dict(img_path=path, img_id=0))
         image, scale_factor = _shown_image(packed, path)
         zoom = max(1.0, MIN_SIDE / min(image.shape[:2]))
@@ -124,13 +124,13 @@ def paint_files(
         For each image the picture's path and `''`, or `None` and what went wrong.
 
     Raises:
-        PreflightError: If the folder cannot be made.
+        UserError: If the folder cannot be made.
     """
     out_dir = Path(out_dir)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PreflightError(f'folder {out_dir} cannot be made: {error.strerror}') from error
+        raise UserError(f'folder {out_dir} cannot be made: {error.strerror}') from error
     painted = {}
     for image in images:
         out = out_dir / f'{Path(image).stem}.jpg'
@@ -139,7 +139,7 @@ def paint_files(
             continue
         try:
             picture = paint(image)
-        except PreflightError as error:
+        except UserError as error:
             yield None, str(error)
             continue
         painted[out] = image

@@ -9,7 +9,8 @@ import torch
 from mmengine.config import Config
 
 from mmdat.demo.untrained import save_untrained
-from mmdat.engine import PreflightError, load_config
+from mmdat.engine import load_config
+from mmdat.errors import UserError
 from mmdat.visualization import KeyPointPainter, paint_files
 from mmdat.visualization.painter import GAP, MIN_SIDE, TITLE_HEIGHT
 
@@ -110,7 +111,7 @@ def test_model_without_dat(tmp_path):
     cfg.model.backbone = dict(type='ResNet', depth=18)
     cfg.model.head.in_channels = 512
     save_untrained(cfg, tmp_path / 'weights.pth')
-    with pytest.raises(PreflightError, match='ImageClassifier has no DAT backbone'):
+    with pytest.raises(UserError, match='ImageClassifier has no DAT backbone'):
         KeyPointPainter(cfg, str(tmp_path / 'weights.pth'))
 
 
@@ -140,5 +141,5 @@ def test_files_that_cannot_be_painted(image, tmp_path):
         (out / 'last.jpg', ''),
     ]
     assert cv2.imread(str(out / 'last.jpg')).shape == cv2.imread(str(out / 'image.jpg')).shape
-    with pytest.raises(PreflightError, match=r'folder .*image\.jpg cannot be made: File exists'):
+    with pytest.raises(UserError, match=r'folder .*image\.jpg cannot be made: File exists'):
         next(paint_files(paint, [image], str(out / 'image.jpg')))
