@@ -12,7 +12,7 @@ import torch
 
 from mmdat.backbones import DAT
 from mmdat.checkpoint import from_official
-from mmdat.checkpoint.official import DERIVED_BUFFERS
+from mmdat.checkpoint.official_names import DERIVED_BUFFERS
 
 REFERENCE = Path(__file__).parents[2] / 'shared' / 'reference'
 FOLDERS = REFERENCE / 'goldens', Path(__file__).parent / 'data' / 'goldens'

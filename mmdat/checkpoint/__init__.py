@@ -1,13 +1,13 @@
 """Weights: read safely, found by name, renamed, and fitted to a model without silent losses."""
 
+from .contents import Weights, interpret
 from .errors import CheckpointError
+from .files import read_checkpoint, trust_checkpoints
 from .fitting import LoadReport, fit, resize_bias_tables
 from .identity import check_identity
 from .loading import adapt_state_dict, check_weights, load_model, load_pretrained
-from .official import from_official
-from .reading import read_checkpoint, trust_checkpoints
-from .sources import find_checkpoint
-from .weights import Weights, interpret
+from .locations import find_checkpoint
+from .official_names import from_official
 
 __all__ = [
     'CheckpointError',

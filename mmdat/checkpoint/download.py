@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from .errors import CheckpointError
-from .reading import is_web_page, read_checkpoint
+from .files import is_web_page, read_checkpoint
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte

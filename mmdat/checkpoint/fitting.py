@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .contents import Weights
 from .errors import CheckpointError, join_names, join_patterns
-from .weights import Weights
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..architectures import ARCHITECTURES, GENERATIONS
 from ..released import find_release
 from .errors import CheckpointError
-from .sources import file_stem
+from .locations import file_stem
 
 # Names in the authors' files that only those of DAT++ have, and what they belong to. Our names prove nothing,
 # because our modules combine freely.

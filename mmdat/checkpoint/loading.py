@@ -4,12 +4,12 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .contents import Weights, interpret
 from .errors import CheckpointError, join_names
+from .files import read_checkpoint
 from .fitting import LoadReport, fit, resize_bias_tables
 from .identity import check_identity
-from .reading import read_checkpoint
-from .sources import find_checkpoint
-from .weights import Weights, interpret
+from .locations import find_checkpoint
 
 
 def load_pretrained(

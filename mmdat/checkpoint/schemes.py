@@ -5,11 +5,11 @@ from typing import Any
 
 from mmengine.logging import print_log
 
+from .contents import interpret
 from .errors import CheckpointError, join_names
+from .files import is_trusted, read_checkpoint
 from .identity import record_identity
-from .reading import is_trusted, read_checkpoint
-from .sources import SCHEME, find_checkpoint
-from .weights import interpret
+from .locations import SCHEME, find_checkpoint
 
 
 def load_from_mmdat(filename: str, map_location: Any = None) -> dict:

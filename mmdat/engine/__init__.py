@@ -1,14 +1,14 @@
-from .batch_norm import CPUSyncBN
 from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool, say_once
 from .config import load_config
 from .conversion import convert_checkpoint
 from .determinism import make_deterministic
+from .distributed.batch_norm import CPUSyncBN
+from .distributed.sharding import FullyShardedStrategy
 from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
 from .preflight import preflight
 from .resuming import resume
 from .runner import build_model, build_runner
-from .sharding import FullyShardedStrategy
 from .summary import summarize
 from .testing import dump_predictions_to, enable_tta, enable_visualization
 

@@ -12,7 +12,7 @@ from ..checkpoint import trust_checkpoints
 from ..errors import UserError
 from ..spelling import did_you_mean
 from .data_guard import BrokenDataError
-from .processes import end_in_group, end_with_launcher
+from .distributed.processes import end_in_group, end_with_launcher
 from .saving import NO_ROOM
 
 # Where launchers tell a process its number on its machine.

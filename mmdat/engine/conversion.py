@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..backbones import DAT
 from ..checkpoint import CheckpointError, check_weights, find_checkpoint, fit, interpret, read_checkpoint
 from ..checkpoint.errors import join_names, join_patterns
+from ..checkpoint.files import SAFETENSORS_SUFFIX, SUFFIXES, require_safetensors
 from ..checkpoint.identity import describe, name_arch, record_identity, require_generation
-from ..checkpoint.reading import SAFETENSORS_SUFFIX, SUFFIXES, require_safetensors
 from ..version import __version__
 
 # What MMEngine's libraries read of a file besides its weights.

@@ -12,13 +12,13 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
-from ..checkpoint.reading import check_whole
-from ..checkpoint.sources import SCHEME
+from ..checkpoint.files import check_whole
+from ..checkpoint.locations import SCHEME
 from .checks.building import check_classes, try_data, try_model, try_optimizer
+from .checks.data import check_annotations
+from .checks.environment import check_mmcv_ops
 from .checks.settings import check_settings
 from .checks.values import check_values
-from .data_checks import check_annotations
-from .environment import check_mmcv_ops
 from .errors import PreflightError, walk
 
 _GET_COCO = (

@@ -10,7 +10,7 @@ from glob import escape, glob
 from mmengine.config import Config
 
 from ..checkpoint import CheckpointError, read_checkpoint
-from ..checkpoint.reading import check_whole
+from ..checkpoint.files import check_whole
 from .preflight import PreflightError
 
 # Of a model, what matters at the start or in tests only, or changes no result.

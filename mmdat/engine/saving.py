@@ -15,7 +15,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
 
 from ..checkpoint import CheckpointError
-from ..checkpoint.reading import SUFFIXES
+from ..checkpoint.files import SUFFIXES
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota, limit of the size of a file
 _PART = '.part'

@@ -11,7 +11,7 @@ from server import running_server
 
 from mmdat.checkpoint import CheckpointError, find_checkpoint
 from mmdat.checkpoint.download import download
-from mmdat.checkpoint.sources import cache_folder
+from mmdat.checkpoint.locations import cache_folder
 from mmdat.released import RELEASED, Release
 
 WEIGHTS = {f'layer{i}.weight': torch.randn(300, 300) for i in range(20)}  # 7 MB

@@ -4,7 +4,7 @@ from torch import nn
 
 from mmdat.backbones import DAT
 from mmdat.checkpoint import fit, from_official, resize_bias_tables
-from mmdat.checkpoint.weights import Weights
+from mmdat.checkpoint.contents import Weights
 
 
 def test_resized_tables_equal_the_authors_code():

@@ -22,7 +22,7 @@ from narrow import narrow
 from PIL import Image
 
 from mmdat.engine import PreflightError, build_runner, load_config, run_tool
-from mmdat.engine.data_checks import check_annotations
+from mmdat.engine.checks.data import check_annotations
 from mmdat.engine.data_guard import BrokenDataError, guard_data
 
 HEIGHT, WIDTH = 24, 32

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..registry import MODELS
+from ...registry import MODELS
 
 
 @MODELS.register_module()

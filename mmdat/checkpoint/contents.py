@@ -8,7 +8,7 @@ from torch import Tensor
 from ..architectures import GENERATIONS
 from .errors import CheckpointError, join_names
 from .identity import derive_architecture, derive_generation, recorded_identity
-from .official import DERIVED_BUFFERS, from_official
+from .official_names import DERIVED_BUFFERS, from_official
 
 _BARE_BACKBONE = ('patch_proj.', 'patch_embed.')
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .allowed import allowed_globals
+from .allowlist import allowed_globals
 from .errors import CheckpointError
 
 PYTORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt')

@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..registry import STRATEGIES
-from .preflight import PreflightError
+from ...registry import STRATEGIES
+from ..errors import PreflightError
 
 
 @STRATEGIES.register_module()

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmdat.engine.environment import check_mmcv_ops
+from mmdat.engine.checks.environment import check_mmcv_ops
 
 # Takes the module by itself. -S puts the installed mmcv out of reach: the stand-in is all there is.
 CHECK = 'import sys; sys.path[:0] = sys.argv[1:]; import environment; environment.check_mmcv_ops()'
