@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 import torch
-from goldens import REFERENCE, make_input, official_weights, read_golden, requires_reference
+from helpers.goldens import REFERENCE, make_input, official_weights, read_golden, requires_reference
 
 
 @requires_reference

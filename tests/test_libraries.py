@@ -6,11 +6,11 @@ from importlib import import_module
 
 import pytest
 import torch
+from helpers.narrow import ARCH, WIDTHS
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
-from narrow import ARCH, WIDTHS
 
 from mmdat.backbones import DAT
 

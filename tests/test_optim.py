@@ -1,10 +1,10 @@
 from importlib import import_module
 
 import pytest
+from helpers.narrow import ARCH
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from narrow import ARCH
 from torch import nn
 
 from mmdat.backbones import DAT

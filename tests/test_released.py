@@ -2,7 +2,7 @@ import re
 
 import pytest
 from conftest import ROOT
-from goldens import REFERENCE, requires_reference
+from helpers.goldens import REFERENCE, requires_reference
 
 from mmdat.released import RELEASED, find_release
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from helpers.narrow import narrow
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
-from narrow import narrow
 from torch import nn
 
 from mmdat.analysis.flops import count_complexity, default_shape

@@ -2,9 +2,9 @@ import re
 
 import pytest
 import torch
-from goldens import build_golden_model, make_input, read_golden
+from helpers.goldens import build_golden_model, make_input, read_golden
+from helpers.narrow import ARCH
 from mmengine.utils.dl_utils import is_norm
-from narrow import ARCH
 from torch import nn
 
 from mmdat.backbones import DAT

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import save_malicious
-from server import running_server
+from helpers.published import save_malicious
+from helpers.server import running_server
 
 from mmdat.checkpoint import CheckpointError, find_checkpoint
 from mmdat.checkpoint.download import download

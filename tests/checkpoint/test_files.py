@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers.published import MALICIOUS, Planted, installed_yacs, save_malicious
 from mmengine.logging import HistoryBuffer
-from published import MALICIOUS, Planted, installed_yacs, save_malicious
 from safetensors.torch import save_file
 
 from mmdat.checkpoint import CheckpointError, read_checkpoint, trust_checkpoints

@@ -1,5 +1,5 @@
 import torch
-from goldens import dat_settings, make_input, official_weights, read_golden
+from helpers.goldens import dat_settings, make_input, official_weights, read_golden
 from torch import nn
 
 from mmdat.backbones import DAT

@@ -2,8 +2,8 @@ import pickle
 
 import pytest
 import torch
-from goldens import case_settings, read_golden
-from published import save_classifier, save_mmcv, weights_of
+from helpers.goldens import case_settings, read_golden
+from helpers.published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
 from mmdat.backbones import DAT

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from goldens import case_settings, official_weights, read_golden
-from narrow import ARCH
-from published import save_classifier, save_mmcv, weights_of
+from helpers.goldens import case_settings, official_weights, read_golden
+from helpers.narrow import ARCH
+from helpers.published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
 from mmdat.backbones import DAT

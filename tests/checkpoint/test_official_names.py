@@ -1,6 +1,6 @@
 import pytest
 import torch
-from goldens import official_weights, read_golden
+from helpers.goldens import official_weights, read_golden
 
 from mmdat.checkpoint import from_official
 

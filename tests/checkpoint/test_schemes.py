@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import case_settings, read_golden
+from helpers.goldens import case_settings, read_golden
+from helpers.published import save_classifier, save_malicious, weights_of
+from helpers.server import running_server
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from published import save_classifier, save_malicious, weights_of
-from server import running_server
 from torch import nn
 
 from mmdat.backbones import DAT

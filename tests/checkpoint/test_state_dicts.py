@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 from conftest import ROOT
-from goldens import case_settings, read_golden
+from helpers.goldens import case_settings, read_golden
+from helpers.narrow import ARCH
+from helpers.published import save_classifier, save_mmcv, weights_of
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
-from narrow import ARCH
-from published import save_classifier, save_mmcv, weights_of
 from torch import nn
 
 from mmdat.backbones import DAT

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DATA, ROOT
+from helpers.narrow import narrow
 from mmengine.hooks import Hook
-from narrow import narrow
 from torch import nn
 
 from mmdat.engine import (

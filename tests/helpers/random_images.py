@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from helpers.narrow import narrow
 from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import DetDataSample
@@ -16,7 +17,6 @@ from mmengine.hub import get_config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
-from narrow import narrow
 from torch.utils.data import Dataset
 
 from mmdat.engine import build_runner

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from goldens import build_attention, make_input, read_golden
+from helpers.goldens import build_attention, make_input, read_golden
 
 from mmdat.layers import DeformableAttention
 

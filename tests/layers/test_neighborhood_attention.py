@@ -1,6 +1,6 @@
 import pytest
 import torch
-from memory import PeakMemory
+from helpers.memory import PeakMemory
 
 from mmdat.backbones.dat import DATBlock
 from mmdat.layers import NeighborhoodAttention

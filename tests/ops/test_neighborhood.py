@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from memory import PeakMemory
+from helpers.memory import PeakMemory
 
 from mmdat.ops import neighborhood_attention
 

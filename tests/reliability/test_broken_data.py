@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers.narrow import narrow
 from helpers.training import write_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
-from narrow import narrow
 from PIL import Image
 
 from mmdat.engine import PreflightError, build_runner, load_config, run_tool

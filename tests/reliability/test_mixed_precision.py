@@ -5,9 +5,9 @@ from importlib import import_module
 import pytest
 import torch
 from conftest import ROOT
+from helpers.narrow import ARCH, narrow
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope, init_default_scope
-from narrow import ARCH, narrow
 from torch.utils._pytree import tree_map_only
 
 from mmdat.backbones import DAT

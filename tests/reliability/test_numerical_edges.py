@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from narrow import ARCH
+from helpers.narrow import ARCH
 
 from mmdat.backbones import DAT
 

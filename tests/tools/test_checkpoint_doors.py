@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import case_settings, read_golden
-from published import MALICIOUS, installed_yacs, save_classifier, save_malicious, weights_of
-from server import running_server
+from helpers.goldens import case_settings, read_golden
+from helpers.published import MALICIOUS, installed_yacs, save_classifier, save_malicious, weights_of
+from helpers.server import running_server
 from torch import nn
 
 from mmdat.backbones import DAT

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from goldens import case_settings, read_golden
+from helpers.goldens import case_settings, read_golden
+from helpers.published import save_mmcv, weights_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
-from published import save_mmcv, weights_of
 from pycocotools import mask
 from torch import nn
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from memory import PeakMemory
+from helpers.memory import PeakMemory
 
 from mmdat.layers import DeformableAttention
 from mmdat.ops import deformable_attention

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from goldens import official_weights, read_golden
+from helpers.goldens import official_weights, read_golden
 
 
 class Planted:

@@ -14,8 +14,8 @@ from mmdat.backbones import DAT
 from mmdat.checkpoint import from_official
 from mmdat.checkpoint.official_names import DERIVED_BUFFERS
 
-REFERENCE = Path(__file__).parents[2] / 'shared' / 'reference'
-FOLDERS = REFERENCE / 'goldens', Path(__file__).parent / 'data' / 'goldens'
+REFERENCE = Path(__file__).parents[3] / 'shared' / 'reference'
+FOLDERS = REFERENCE / 'goldens', Path(__file__).parents[1] / 'data' / 'goldens'
 requires_reference = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason=f'needs the whole reference in {REFERENCE}'
 )
