@@ -128,8 +128,7 @@ def window_positions(
         positions = (image * height + y) * width + x
         positions[:, (y >= height) | (x >= width)] = batch * height * width
         windows = window_partition(positions.unsqueeze(-1), window_size).flatten(0, 1).squeeze(-1)
-        kinds = window_kinds(rows, columns) if shift else torch.zeros(rows * columns, dtype=torch.int64)
-        return windows, kinds.repeat(batch)
+        return windows, window_kinds(rows, columns).repeat(batch)
 
 
 def _formula(
@@ -159,7 +158,7 @@ def _define(name: str, softmax: type):
         num_heads, area = bias.shape[:2]
         out = x.new_empty(x[..., 0].numel() + 1, x.shape[-1])  # padded positions share the last row
         attention = softmax(_biases(bias, masks))
-        for positions, kinds in _chunks(x, area, shift, rows):
+        for positions, kinds in _chunks(x, area, masks, shift, rows):
             qkv = F.linear(_gather(x, positions), w_qkv, b_qkv)
             z = attention.forward(qkv.view(len(kinds), area, 3, num_heads, -1), kinds)
             out.index_copy_(0, positions, F.linear(z.view(len(positions), -1), w_proj, b_proj))
@@ -173,7 +172,7 @@ def _define(name: str, softmax: type):
         grad_b_qkv = torch.zeros_like(b_qkv)
         grad = grad.contiguous()
         attention = softmax(_biases(bias, masks))
-        for positions, kinds in _chunks(x, area, shift, rows):
+        for positions, kinds in _chunks(x, area, masks, shift, rows):
             x_i, grad_i = _gather(x, positions), _gather(grad, positions)
             qkv = F.linear(x_i, w_qkv, b_qkv).view(len(kinds), area, 3, num_heads, -1)
             grad_z = (grad_i @ w_proj).view(len(kinds), area, num_heads, -1)
@@ -200,8 +199,17 @@ def _define(name: str, softmax: type):
 
 
 def _biases(bias: Tensor, masks: Tensor | None) -> Tensor:
-    """Of each kind of window, `(kinds, M, N, N)`."""
-    return bias[None] if masks is None else bias + masks.unsqueeze(1)
+    """Of each kind of window, `(kinds, M, N, N)`: of four kinds, or of one without masks."""
+    area = bias.shape[-1]
+    if bias.shape[-2:] != (math.isqrt(area) ** 2, area):
+        raise ValueError(
+            f'bias needs shape (M, N, N) for the N positions of a square, got {tuple(bias.shape)}'
+        )
+    if masks is None:
+        return bias[None]
+    if masks.shape != (4, area, area):
+        raise ValueError(f'masks need shape (4, {area}, {area}), got {tuple(masks.shape)}')
+    return bias + masks.unsqueeze(1)
 
 
 class WindowSoftmax:
@@ -243,9 +251,13 @@ class WindowSoftmax:
         return self.biases[kinds]
 
 
-def _chunks(x: Tensor, area: int, shift: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(
+    x: Tensor, area: int, masks: Tensor | None, shift: int, rows: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions and kinds of the windows of each chunk."""
     positions, kinds = window_positions(*x.shape[:3], math.isqrt(area), shift)
+    if masks is None:
+        kinds = torch.zeros_like(kinds)
     windows = max(rows // area, 1)
     for positions_i, kinds_i in zip(positions.split(windows), kinds.split(windows)):
         yield positions_i.flatten(), kinds_i

@@ -11,6 +11,7 @@ from mmdat.ops.windows import shift_masks
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
+    torch.manual_seed(0)
     monkeypatch.delenv('MMDAT_BACKEND', raising=False)
     monkeypatch.setattr(mlp_module, 'chunk_rows', lambda *weights: 25)
 
@@ -24,7 +25,7 @@ def kernel(request, monkeypatch):
 
 def mlp_inputs(side=2, dtype=torch.float32, device='cpu'):
     shapes = [(1, side, side, 4), (8, 4), (8,), (4, 8), (4,)]
-    return [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
+    return [torch.randn(shape, dtype=dtype, device=device) / 3 for shape in shapes]
 
 
 def window_inputs(channels=32, dtype=torch.float32, device='cpu'):
@@ -35,7 +36,7 @@ def window_inputs(channels=32, dtype=torch.float32, device='cpu'):
         (channels, channels),
         (channels,),
     ]
-    inputs = [torch.randn(shape, dtype=dtype, device=device) for shape in (*shapes, (1, 9, 9))]
+    inputs = [torch.randn(shape, dtype=dtype, device=device) / 3 for shape in (*shapes, (1, 9, 9))]
     return [*inputs, shift_masks(3, 2).to(device, dtype), 2]
 
 
@@ -145,6 +146,24 @@ def test_the_kernel_refuses_what_it_would_misread():
     for inputs in (window_inputs(dtype=torch.float64), window_inputs(channels=16)):
         with pytest.raises(ValueError, match='a kernel needs'):
             windows._OPERATORS['cpu'](*inputs, 18)
+
+
+@pytest.mark.parametrize('backend', windows._OPERATORS)
+def test_bad_shapes_are_named(backend):
+    *tensors, bias, masks, shift = window_inputs()
+    operator = windows._OPERATORS[backend]
+    for shape in ((1, 9, 4), (1, 8, 8)):
+        with pytest.raises(ValueError, match=r'shape \(M, N, N\) for the N positions of a square, got'):
+            operator(*tensors, torch.zeros(shape), None, shift, 18)
+    with pytest.raises(ValueError, match=r'masks need shape \(4, 9, 9\), got \(3, 9, 9\)'):
+        operator(*tensors, bias, masks[:3], shift, 18)
+
+
+@pytest.mark.parametrize(('masked', 'shift'), [(True, 0), (False, 2)])
+def test_masks_and_shift_do_not_depend_on_each_other(masked, shift):
+    *tensors, masks, _ = window_inputs()
+    inputs = *tensors, masks if masked else None, shift
+    torch.testing.assert_close(window_attention(*inputs), windows._formula(*inputs), atol=1e-4, rtol=1e-4)
 
 
 def test_autocast_does_not_lower_the_precision_inside_operators():

@@ -28,7 +28,18 @@ struct QueryAxis {
 // these are neighbours in memory: a vector of queries is four loads, two lattice columns of two table rows,
 // whose weights are the same in all lanes. The gradient of the table goes the same way back, without a scatter.
 //
-// Numbers are float (H = height, W = width of the queries' map):
+// For example a = 2 and b = 3, that is, three lattice points a column, and queries at every second of them:
+//
+//      columns of the table    0           1           2
+//      lattice index           0   1   2   3   4   5   6   7
+//      queries of a row            q0      q1      q2      q3       for a key that sees the first one at u = 1.2,
+//                                                                   between the points 1 and 2
+//      stored                  | 0   2   4   6 | 1   3   5   7 |
+//                                phase 0         phase 1
+//
+// Left of the queries lie the points 1, 3, 5, 7, and right of them 2, 4, 6, 8: each are neighbours.
+//
+// Numbers are float:
 //   values[row + kMargin][phase][r] is the bias at table row `row` and lattice index first_index + r * a + phase,
 // 0 beyond the table. kMargin rows on each side are 0, so a clamped row has a bias and a derivative of 0.
 class BiasLattice {
@@ -42,8 +53,8 @@ class BiasLattice {
         float weight;
     };
 
-    // `keys` are the x coordinates of all keys, every second number.
-    BiasLattice(int table_height, int table_width, int width, QueryAxis axis, const float* keys, int64_t num_keys)
+    // For queries' maps of this width. `key_x` are the x coordinates of all keys, every second number.
+    BiasLattice(int table_height, int table_width, int width, QueryAxis axis, const float* key_x, int64_t num_keys)
         : table_height_(table_height), table_width_(table_width), axis_(axis) {
         // The step in columns is axis.step / 2 * (table_width - 1) / 2, where axis.step = 2 / n for a whole n.
         const int intervals = axis.step > 0 ? static_cast<int>(std::lround(2 / axis.step)) : 1;
@@ -55,7 +66,7 @@ class BiasLattice {
         highest_ = static_cast<double>(b_) * table_width;
         double low = highest_, high = lowest_;
         for (int64_t n = 0; n < num_keys; ++n) {
-            const double u = index(keys[2 * n]);
+            const double u = index(key_x[2 * n]);
             low = std::min(low, u);
             high = std::max(high, u);
         }
@@ -107,11 +118,11 @@ class BiasLattice {
         }
     }
 
-    Column column(float key) const {
-        const double u = index(key);
+    Column column(float key_x) const {
+        const double u = index(key_x);
         const double whole = std::floor(u);
         const int left = static_cast<int>(whole) - first_index_;
-        return {offset(left), offset(left + 1), std::isnan(key) ? key : static_cast<float>(u - whole)};
+        return {offset(left), offset(left + 1), std::isnan(key_x) ? key_x : static_cast<float>(u - whole)};
     }
 
     // Derivative of a lattice index by a key's x.
@@ -122,8 +133,8 @@ class BiasLattice {
 
     int32_t offset(int index) const { return index % a_ * columns_ + index / a_; }
 
-    double index(float key) const {
-        const double u = axis_.at(0, key, table_width_) * b_;
+    double index(float key_x) const {
+        const double u = axis_.at(0, key_x, table_width_) * b_;
         return u > lowest_ ? std::min(u, highest_) : lowest_;  // not a number: lowest
     }
 
