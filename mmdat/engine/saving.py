@@ -5,20 +5,23 @@ import fcntl
 import os
 import os.path as osp
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from glob import escape, glob
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MessageHub
 
 from ..checkpoint import CheckpointError
 from ..checkpoint.files import SUFFIXES
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota, limit of the size of a file
 _PART = '.part'
+_SUPERSEDED = 'superseded_ckpts'
 _put = LocalBackend.put
 
 
@@ -92,8 +95,8 @@ class RemoveAfterSaveHook(Hook):
     """Lets every `CheckpointHook` keep its old files until the new one and `last_checkpoint` are written.
 
     MMEngine removes first, for `max_keep_ckpts` and `save_best`, and then saves. Here there is one file more
-    on the disk for that long; a run that is killed just then leaves it there. Of a resumed run, the hooks
-    look for their files where the work directory is now.
+    on the disk for that long. Each checkpoint names the files that it supersedes, so a resumed run can remove
+    what a killed one did not come to. Its hooks look for their files where the work directory is now.
     """
 
     priority = 'LOWEST'  # after CheckpointHook
@@ -105,11 +108,14 @@ class RemoveAfterSaveHook(Hook):
         """Takes the hooks over, and clears away what killed runs left half written."""
         self._hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         for hook in self._hooks:
-            hook.file_backend = _PostponedRemoval(hook.file_backend)
-            if '://' not in str(hook.out_dir):
-                master_only(remove_parts)(str(hook.out_dir))
             if runner._resume:
                 _relocate(hook, runner.message_hub.get_info('last_ckpt'))
+            if is_main_process() and '://' not in str(hook.out_dir):
+                remove_parts(str(hook.out_dir))
+                if runner._resume:
+                    _remove_superseded(hook, runner)
+            hook.file_backend = _PostponedRemoval(hook.file_backend, runner.message_hub)
+        runner.message_hub.update_info(_SUPERSEDED, [])
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         self._remove()
@@ -140,25 +146,43 @@ def _relocate(hook: CheckpointHook, last: str | None) -> None:
         hook.best_ckpt_path_dict = {key: here(path) for key, path in hook.best_ckpt_path_dict.items()}
 
 
-class _PostponedRemoval:
-    """A storage backend that removes when told to."""
+def _remove_superseded(hook: CheckpointHook, runner) -> None:
+    """Removes what the resumed checkpoint supersedes; files that are newer are of another run."""
+    for name in runner.message_hub.get_info(_SUPERSEDED, []):
+        path = osp.join(hook.out_dir, name)
+        if osp.isfile(path) and osp.getmtime(path) <= osp.getmtime(runner._load_from):
+            os.remove(path)
 
-    def __init__(self, backend: Any):
+
+class _PostponedRemoval:
+    """A storage backend that removes when told to; until then, checkpoints name what is to go."""
+
+    def __init__(self, backend: Any, message_hub: MessageHub):
         self._backend = backend
+        self._message_hub = message_hub
         self._postponed = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def remove(self, path: str) -> None:
-        self._postponed.append((self._backend.remove, path))
+        self._postpone(self._backend.remove, path)
 
     def rmtree(self, path: str) -> None:
-        self._postponed.append((self._backend.rmtree, path))
+        self._postpone(self._backend.rmtree, path)
+
+    def _postpone(self, remove: Callable[[str], None], path: str) -> None:
+        self._postponed.append((remove, path))
+        self._note()
+
+    def _note(self) -> None:
+        self._message_hub.update_info(_SUPERSEDED, [osp.basename(path) for _, path in self._postponed])
 
     def catch_up(self, keep: set[str | None]) -> None:
         """Removes, but for files of the same name that have been written since."""
         for remove, path in self._postponed:
             if path not in keep:
                 remove(path)
-        self._postponed.clear()
+        if self._postponed:
+            self._postponed.clear()
+            self._note()

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from helpers.toy import toy_config, train
+from helpers.toy import Killed, toy_config, train
 
 from mmdat.checkpoint import CheckpointError, read_checkpoint
 from mmdat.engine import saving
@@ -142,6 +142,29 @@ def test_killed_while_saving(tmp_path, monkeypatch, killed):
     train(toy_config(tmp_path, max_keep_ckpts=1))
     assert [path.name for path in tmp_path.glob('epoch_*')] == ['epoch_4.pth']
     assert torch.load(tmp_path / 'epoch_4.pth', weights_only=False)['meta']['iter'] == 20
+
+
+@pytest.mark.parametrize('killed', [1, 2, 3, 4])
+def test_killed_between_saving_and_removing(tmp_path, monkeypatch, killed):
+    """Nothing superfluous stays."""
+
+    def die(backend, keep):
+        if backend._postponed:
+            calls.append(keep)
+            if len(calls) == killed:
+                raise Killed
+        catch_up(backend, keep)
+
+    calls, catch_up = [], saving._PostponedRemoval.catch_up
+    cfg = toy_config(tmp_path, max_keep_ckpts=1, save_best='acc', rule='greater')
+    with monkeypatch.context() as patch:
+        patch.setattr(saving._PostponedRemoval, 'catch_up', die)
+        with pytest.raises(Killed):
+            train(cfg)
+    assert len(calls) == killed
+    assert len(list(tmp_path.glob('*.pth'))) == 3
+    train(cfg)
+    assert {path.name for path in tmp_path.glob('*.pth')} == {'epoch_4.pth', 'best_acc_epoch_4.pth'}
 
 
 def test_disk_full_while_saving(tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ def train(cfg: Config, killed: tuple[str, int] | None = None, go_on: str | None 
     try:
         runner.train()
     except Killed:
-        assert killed
+        if not killed:
+            raise
     finally:
         for holder in (runner.train_dataloader, getattr(runner.train_loop, 'dataloader_iterator', None)):
             if holder:
