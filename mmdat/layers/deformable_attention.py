@@ -163,7 +163,7 @@ class DeformableAttention(nn.Module):
         return F.interpolate(self.position_bias_table[None], size, mode='bilinear', align_corners=True)[0]
 
     def _num_keys(self, size: int) -> int:
-        return -(-size // self.key_stride)
+        return (size + self.key_stride - 1) // self.key_stride  # ONNX divides negative numbers otherwise
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

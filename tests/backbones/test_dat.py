@@ -371,7 +371,7 @@ def test_a_trace_is_right_at_other_sizes(settings, backend, monkeypatch):
             nn.init.normal_(module.proj.weight)  # so that the unit of offsets matters
     with torch.no_grad():
         traced = torch.jit.trace(model, torch.randn(1, 3, 96, 128), check_trace=False)
-        for size in [(96, 128), (64, 64), (130, 75), (224, 224), (1, 1), (33, 300)]:
+        for size in [(64, 64), (130, 75), (224, 224), (1, 1), (33, 300)]:
             x = torch.randn(2, 3, *size)
             for out, expected in zip(traced(x), model(x)):
                 torch.testing.assert_close(out, expected, atol=1e-5, rtol=0, msg=str(size))
