@@ -8,6 +8,7 @@ from torch import nn
 from ..checkpoint.schemes import guard_schemes
 from .hooks import StrictCheckpointHook
 from .preflight import walk
+from .processes import check_start
 
 
 def build_model(config: str) -> nn.Module:
@@ -39,6 +40,7 @@ def build_runner(cfg: Config) -> Runner:
         )
     ignore = cfg.get('load_ignore', ())
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_start(cfg)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     # before the hook that keeps averages of the weights takes them over
     hook = StrictCheckpointHook(ignore, cfg.get('load_generation'))
