@@ -77,23 +77,70 @@ def test_source_distribution_builds_the_same_wheel(source, wheel, tmp_path):
     assert sorted(zipfile.ZipFile(rebuilt).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
-def test_installed_package_works_without_the_checkout(wheel, tmp_path):
-    run(*PIP, 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel)
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    """Runs Python code where the wheel is installed and the checkout is not."""
+    site, folder = tmp_path_factory.mktemp('site'), tmp_path_factory.mktemp('elsewhere')
+    run(*PIP, 'install', '--no-deps', '--no-index', '--target', site, wheel)
+    environment = os.environ | {'PYTHONPATH': str(site), 'SITE': str(site)}
+    return lambda script: run(sys.executable, '-c', script, cwd=folder, env=environment)
+
+
+def test_installed_package_works_without_the_checkout(installed):
     script = """
+import os
 from pathlib import Path
 import mmdat
 from mmengine.config import Config
 
 package = Path(mmdat.__file__).parent
-print(package)
+assert package == Path(os.environ['SITE'], 'mmdat')
 config = Config.fromfile(package / '.mim/configs/mask_rcnn/dat_t_1x_coco.py')
 print(config.model.backbone.type)
 for metafile in Config.fromfile(package / '.mim/model-index.yml').Import:
     assert (package / '.mim' / metafile).exists(), metafile
 """
-    environment = os.environ | {'PYTHONPATH': str(tmp_path / 'site')}
-    output = run(sys.executable, '-c', script, cwd=tmp_path, env=environment)
-    assert output.split() == [str(tmp_path / 'site/mmdat'), 'mmdat.DAT']
+    assert installed(script).strip() == 'mmdat.DAT'
+
+
+def test_configs_by_name(installed):
+    """In `_base_`, with mmdat imported and without, and from MMEngine's hub, for all three libraries."""
+    script = """
+import sys
+from pathlib import Path
+from mmengine.config import Config
+
+Path('imports.py').write_text("_base_ = __import__('mmdat') and 'mmdat::mask_rcnn/dat_t_3x_coco.py'")
+assert 'mmdat' not in sys.modules
+found = [Config.fromfile('imports.py').train_cfg.max_epochs]
+
+from mmengine.hub import get_config, get_model
+from mmdat.released import RELEASED
+
+def scopes(node):
+    if isinstance(node, dict):
+        yield from [node['_scope_']] if '_scope_' in node else []
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            yield from scopes(child)
+
+names = 'retinanet/dat_t_1x_coco', 'semantic_fpn/dat_t_40k_ade20k', 'imagenet/dat_t_300e_in1k'
+for name in names:
+    model = get_model(f'mmdat::{name}.py')
+    found += [type(model).__module__.partition('.')[0], type(model.backbone).__name__]
+    Path('inherits.py').write_text(f"_base_ = 'mmdat::{name}.py'\\nwork_dir = 'mine'")
+    cfg = Config.fromfile('inherits.py')
+    assert cfg.work_dir == 'mine'
+    assert 'mmdat' not in set(scopes(cfg.to_dict()))
+
+cfg = get_config('mmdat::retinanet/dat_pp_t_1x_coco.py', pretrained=True)
+assert cfg.model_path == RELEASED['dat_pp_tiny_retinanet_1x'].url
+from mmdet.apis import DetInferencer
+print(*found, type(DetInferencer(cfg, device='cpu').model).__name__)
+"""
+    expected = '36 mmdet DAT mmseg DAT mmpretrain DAT RetinaNet'
+    assert installed(script).splitlines()[-1] == expected
 
 
 def test_backbone_needs_only_torch_and_mmengine():

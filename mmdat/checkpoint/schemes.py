@@ -1,10 +1,12 @@
 """MMEngine's own loader of checkpoints: `mmdat://` for everyone, and safe reading for mmdat's tools."""
 
+import re
 from collections import OrderedDict
 from typing import Any
 
 from mmengine.logging import print_log
 
+from ..released import RELEASED
 from .contents import interpret
 from .errors import CheckpointError, join_names
 from .files import is_trusted, read_checkpoint
@@ -40,12 +42,16 @@ def load_from_mmdat(filename: str, map_location: Any = None) -> dict:
 
 
 def register_scheme() -> None:
-    """Makes `mmdat://NAME` known to MMEngine, for `init_cfg`, `load_from` and its `load_checkpoint`."""
+    """Makes `mmdat://NAME` known to MMEngine, for `init_cfg`, `load_from` and its `load_checkpoint`.
+
+    The authors' addresses of these files, which the metafiles hold, mean the same.
+    """
     try:
         from mmengine.runner import CheckpointLoader
     except ImportError:  # without OpenCV there is no runner, and nothing that loads by MMEngine
         return
-    CheckpointLoader.register_scheme(SCHEME, load_from_mmdat, force=True)
+    addresses = [re.escape(release.url) for release in RELEASED.values()]
+    CheckpointLoader.register_scheme([SCHEME, *addresses], load_from_mmdat, force=True)
 
 
 def guard_schemes() -> None:

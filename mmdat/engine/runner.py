@@ -8,6 +8,7 @@ from torch import nn
 from ..checkpoint.schemes import guard_schemes
 from .config import load_config
 from .data_guard import MAX_BROKEN_IMAGES, guard_data
+from .distributed.processes import check_start
 from .errors import in_one_line, walk
 from .hooks import MissedValidationHook, StrictCheckpointHook
 from .preflight import brings_weights, pretrained_parts
@@ -49,6 +50,7 @@ def build_runner(cfg: Config) -> Runner:
         _distribute_over_cpus(cfg)
     ignore = cfg.get('load_ignore', ())
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_start(cfg)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     # before the hook that keeps averages of the weights takes them over
     hook = StrictCheckpointHook(ignore, cfg.get('load_generation'))

@@ -15,6 +15,7 @@ from torch import nn
 from mmdat.backbones import DAT
 from mmdat.checkpoint import CheckpointError, from_official
 from mmdat.checkpoint.schemes import guard_schemes
+from mmdat.released import RELEASED
 
 
 @pytest.fixture
@@ -26,8 +27,11 @@ def guarded(monkeypatch, tmp_path):
     guard_schemes()
 
 
-def test_released_names_in_the_libraries_own_tools(tmp_path, monkeypatch):
-    """`load_from`, `init_detector` and the like end here."""
+@pytest.mark.parametrize(
+    'address', ['mmdat://dat_pp_tiny_in1k_224', RELEASED['dat_pp_tiny_in1k_224'].url], ids=['name', 'url']
+)
+def test_released_files_in_the_libraries_own_tools(address, tmp_path, monkeypatch):
+    """`load_from`, `init_detector`, `get_model` and the like end here."""
     monkeypatch.chdir(tmp_path)
     os.mkdir('checkpoints')
     weights = weights_of('pp_base_128')
@@ -35,7 +39,7 @@ def test_released_names_in_the_libraries_own_tools(tmp_path, monkeypatch):
     settings = case_settings(read_golden('pp_base_128')[0])
     head = nn.ModuleDict({'fc': nn.Linear(128, 10)})
     model = nn.ModuleDict({'backbone': DAT(**settings | dict(out_indices=(3,))), 'head': head})
-    load_checkpoint(model, 'mmdat://dat_pp_tiny_in1k_224', strict=True)
+    load_checkpoint(model, address, strict=True)
     for key, value in from_official(weights).items():
         assert torch.equal(model.state_dict()[key], value), key
 

@@ -56,7 +56,9 @@ def write_config(folder: Path, extra: str = '') -> Path:
     return path
 
 
-def start_tool(folder: Path, *command: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
+def start_tool(
+    folder: Path, *command: str, options: tuple[str, ...] = (), port: int | None = None
+) -> subprocess.Popen:
     """Starts a command from the repository root, with the data of `folder`, in a process group of its own.
 
     Output, errors included, goes to the pipe `stdout`.
@@ -64,7 +66,7 @@ def start_tool(folder: Path, *command: str, options: tuple[str, ...] = ()) -> su
     environment = {
         'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
         'VIRTUAL_ENV': sys.prefix,
-        'PORT': str(free_port()),
+        'PORT': str(port or free_port()),
         'OMP_NUM_THREADS': '1',
     }
     return subprocess.Popen(

@@ -107,6 +107,12 @@ class Run:
         return stayed
 
 
+@pytest.fixture
+def full(trials):
+    if not trials(0, 1):
+        pytest.skip('runs with --full')
+
+
 def signal_launcher(number: signal.Signals) -> Callable[[Run], None]:
     return lambda run: run.launcher.send_signal(number)
 
@@ -122,8 +128,8 @@ ENDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize('how', ENDS)
 def test_no_process_stays(how, tmp_path, monkeypatch, trials):
-    if how != 'the launcher is killed' and not trials(0, 1):
-        pytest.skip('repeated with --full')
+    if not trials(how == 'the launcher is killed', True):
+        pytest.skip('runs with --full')
     run = Run(monkeypatch, tmp_path)
     run.wait_for(SECOND_EPOCH)
     assert len(run.processes()) == 5  # launcher, two processes, a data loader's worker of each
@@ -134,9 +140,8 @@ def test_no_process_stays(how, tmp_path, monkeypatch, trials):
 
 
 @pytest.mark.slow
-def test_no_process_stays_after_an_error_in_one(tmp_path, monkeypatch, trials):
-    if not trials(0, 1):
-        pytest.skip('repeated with --full')
+@pytest.mark.usefixtures('full')
+def test_no_process_stays_after_an_error_in_one(tmp_path, monkeypatch):
     (tmp_path / 'failing_hook.py').write_text(FAILING_HOOK)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
     run = Run(monkeypatch, tmp_path, extra=USE_FAILING_HOOK)
@@ -147,9 +152,19 @@ def test_no_process_stays_after_an_error_in_one(tmp_path, monkeypatch, trials):
 
 
 @pytest.mark.slow
-def test_no_data_loader_stays_without_a_launcher(tmp_path, monkeypatch, trials):
-    if not trials(0, 1):
-        pytest.skip('repeated with --full')
+@pytest.mark.usefixtures('full')
+def test_under_nohup_a_run_outlives_its_terminal(tmp_path, monkeypatch):
+    run = Run(monkeypatch, tmp_path, ('nohup', *TRAIN))
+    run.wait_for(SECOND_EPOCH)
+    run.launcher.send_signal(signal.SIGHUP)
+    run.wait_for(r'Epoch\(train\) +\[6\]')
+    run.launcher.kill()
+    assert run.left_behind() == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('full')
+def test_no_data_loader_stays_without_a_launcher(tmp_path, monkeypatch):
     run = Run(monkeypatch, tmp_path, TRAIN_ALONE)
     run.wait_for(SECOND_EPOCH)
     assert len(run.processes()) == 2

@@ -1,6 +1,7 @@
 # Layers start as PyTorch leaves them, like the authors': no `init_cfg`.
 model = dict(
     type='ImageClassifier',
+    _scope_='mmpretrain',  # for MMEngine's `get_model`, which knows no default scope
     backbone=dict(type='mmdat.DAT', arch='tiny', out_indices=(3,), drop_path_rate=0.2),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

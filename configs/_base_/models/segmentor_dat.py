@@ -4,6 +4,7 @@ _base_ = 'dat_backbone.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
+    _scope_='mmseg',  # for MMEngine's `get_model`, which knows no default scope
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],

@@ -8,6 +8,10 @@ import sys
 from typing import NoReturn
 
 import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import all_gather_object
+
+from ..errors import PreflightError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -22,7 +26,7 @@ def end_with_launcher() -> None:
     if sys.platform != 'linux':
         return
     os.register_at_fork(after_in_child=_die_with_parent)
-    # `tools/dist_run.sh` gives its process id, which torchrun takes over; not for children of this process
+    # The process id of `tools/dist_run.sh`, which torchrun takes over. Not for children of this process.
     launcher = os.environ.pop('MMDAT_LAUNCHER', None)
     if launcher or 'TORCHELASTIC_RUN_ID' in os.environ:
         _die_with_parent()
@@ -30,6 +34,26 @@ def end_with_launcher() -> None:
             os._exit(1)  # it was killed before
         # torchrun passes Ctrl-C on. Python would hear it after the collective in which it may be waiting.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def check_start(cfg: Config) -> None:
+    """Makes sure that all processes of a run start from the same checkpoint.
+
+    On nodes that share no disk, only the first has the checkpoints: the others would start anew, and train
+    another model, without a word.
+
+    Raises:
+        PreflightError: On all processes.
+    """
+    starts = all_gather_object((bool(cfg.get('resume')), os.path.basename(cfg.get('load_from') or '')))
+    for rank, (resume, checkpoint) in enumerate(starts):
+        if (resume, checkpoint) != starts[0]:
+            ours, first = (name if name else 'no checkpoint' for name in (checkpoint, starts[0][1]))
+            raise PreflightError(
+                f'process {rank} would start from {ours}, and process 0 from {first}: put the work directory '
+                f'({cfg.work_dir}) on a disk that all nodes share, or copy its checkpoints to each; '
+                '--no-resume starts anew'
+            )
 
 
 def end_in_group(code: int) -> NoReturn:

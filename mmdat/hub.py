@@ -1,0 +1,31 @@
+"""mmdat's configs by name, `mmdat::mask_rcnn/dat_t_3x_coco.py`, for MMEngine's configs and hub."""
+
+from functools import wraps
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+
+
+def register_package() -> None:
+    """Adds mmdat to the packages whose configs MMEngine finds, in `_base_`, `get_config` and `get_model`.
+
+    MMEngine looks names up in `mmdat/.mim`, so mmdat has to be installed.
+    """
+    if 'mmdat' in MODULE2PACKAGE:
+        return
+    MODULE2PACKAGE['mmdat'] = 'mmdat'
+    Config._get_cfg_path = staticmethod(_without_scope(Config._get_cfg_path))
+
+
+def _without_scope(get_cfg_path):
+    """MMEngine has all that a base defines built from the registries of the base's package.
+
+    Those of mmdat hold the backbone only: what its configs name is of the library in `default_scope`.
+    """
+
+    @wraps(get_cfg_path)
+    def get(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = get_cfg_path(cfg_path, filename)
+        return path, None if scope == 'mmdat' else scope
+
+    return get
