@@ -475,8 +475,6 @@ def test_sampling_locations():
         (dict(arch=ARCH | dict(depths=(2, 2))), 'depths must be one entry for each of the 4 stages'),
         (dict(arch=ARCH | dict(num_heads=(3, 2, 4, 8))), 'channels=16, num_heads=3'),
         (dict(arch=ARCH | dict(offset_groups=(1, 1, 3, 4))), 'num_heads=4, offset_groups=3'),
-        (dict(windw_size=7), "did you mean 'window_size'"),
-        (dict(key_stride=(1, 1, 2, 1)), "did you mean 'key_strides'"),
         (dict(arch=ARCH | dict(generation='cvpr22')), "unknown generation 'cvpr22', did you mean 'cvpr'"),
         (dict(window_size=0), 'window_size=0'),
         (dict(neighborhood_size=6), 'neighborhood_size=6'),
@@ -496,3 +494,16 @@ def test_sampling_locations():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         DAT(**settings)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'key_stride'"):
+        DAT(key_stride=(1, 1, 2, 1))
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 3), (2,)])
+def test_what_a_neck_needs(out_indices):
+    backbone = narrow_dat(out_indices=out_indices)
+    maps = backbone(torch.randn(1, 3, 64, 96))
+    assert backbone.out_channels == tuple(out.shape[1] for out in maps)
+    assert backbone.out_strides == tuple(64 // out.shape[2] for out in maps)
