@@ -365,16 +365,16 @@ TRACED = [
 def test_a_trace_is_right_at_other_sizes(settings, backend, monkeypatch):
     if backend:
         monkeypatch.setenv('MMDAT_BACKEND', backend)
-    model = narrow_dat(**settings).eval()
+    model = narrow_dat(**settings).double().eval()
     for module in model.modules():
         if isinstance(module, OffsetNetwork):
             nn.init.normal_(module.proj.weight)  # so that the unit of offsets matters
     with torch.no_grad():
-        traced = torch.jit.trace(model, torch.randn(1, 3, 96, 128), check_trace=False)
+        traced = torch.jit.trace(model, torch.randn(1, 3, 96, 128).double(), check_trace=False)
         for size in [(64, 64), (130, 75), (224, 224), (1, 1), (33, 300)]:
-            x = torch.randn(2, 3, *size)
+            x = torch.randn(2, 3, *size, dtype=torch.float64)
             for out, expected in zip(traced(x), model(x)):
-                torch.testing.assert_close(out, expected, atol=1e-5, rtol=0, msg=str(size))
+                torch.testing.assert_close(out, expected, atol=1e-9, rtol=0, msg=str(size))
 
 
 def load_into_empty(model: DAT, weights: dict) -> None:
