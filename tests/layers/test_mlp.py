@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from mmdat.layers import MLP
-from mmdat.ops.native import chunks
+from mmdat.ops.native import chunks, mlp
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
@@ -38,3 +38,14 @@ def test_chunks_keep_the_input_only():
 @pytest.mark.parametrize('size', [(1, 1), (0, 5)])
 def test_tiny_maps(size):
     assert MLP(8, 32)(torch.randn(1, *size, 8)).shape == (1, *size, 8)
+
+
+@pytest.mark.parametrize('name', ['fc1', 'act', 'fc2'])
+def test_hooked_layers_are_called(name, monkeypatch):
+    """Where chunks would serve, which know the weights only."""
+    monkeypatch.setattr(mlp, 'chunk_rows', lambda *weights: 5)
+    layer, x = MLP(8, 32), torch.randn(2, 6, 5, 8)
+    calls = []
+    getattr(layer, name).register_forward_hook(lambda module, args, out: calls.append(out.shape))
+    layer(x)
+    assert calls == [(*x.shape[:3], 8 if name == 'fc2' else 32)]
