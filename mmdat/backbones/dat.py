@@ -133,12 +133,12 @@ class DAT(BaseModule):
             the coordinates of deformable attention, which weights and shapes do not show, and the
             defaults of the settings in `design`.
         img_size: Nominal side of the (square) images in pixels. It sizes the bias tables, not the
-            input: images of every size are accepted.
+            input: images of every size are accepted. At most 8192.
         in_channels: Channels of the images.
-        window_size: Side of the windows of `L` and `S` blocks, 7 in the paper, 12 at 384 pixels.
-        neighborhood_size: Side of the neighbourhoods of `N` blocks, odd.
-        mlp_ratio: Expansion of the MLPs.
-        offset_kernel_sizes: Kernels of the offset networks in each stage, odd.
+        window_size: Side of the windows of `L` and `S` blocks, 7 in the paper, 12 at 384 pixels, at most 64.
+        neighborhood_size: Side of the neighbourhoods of `N` blocks, odd, at most 63.
+        mlp_ratio: Expansion of the MLPs, in (0, 64].
+        offset_kernel_sizes: Kernels of the offset networks in each stage, odd, at most 63.
         num_points: Points of a query and head in the `Q` blocks of each stage (Table 8).
         pos_bias: Position bias of deformable attention, `'relative' | 'fixed' | 'dwconv' | None`
             (Table 6).
@@ -169,7 +169,7 @@ class DAT(BaseModule):
             of Table 1, and `blocks`, the attention of each block.
 
     Raises:
-        ValueError: For settings that are unknown, out of range or do not fit each other.
+        ValueError: For settings that are unknown, of a wrong type, out of range or do not fit each other.
     """
 
     def __init__(
