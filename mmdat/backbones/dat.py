@@ -143,22 +143,22 @@ class DAT(BaseModule):
             deformable attention, which weights and shapes do not show, and the defaults of the settings that
             are `None` here, see `mmdat.architectures.GENERATIONS`.
         img_size: Nominal side of the (square) images in pixels. It sizes the bias tables, not the
-            input: images of every size are accepted.
+            input: images of every size are accepted. At most 8192.
         in_channels: Channels of the images.
         block_patterns: Attention of the blocks of each stage, repeated over its depth: `L` local window,
             `S` shifted window, `N` neighbourhood, `D` deformable (Table 7 varies them), `P` spatial
             reduction (Table 6), `Q` points of each query as in Deformable DETR (Table 8).
-        window_size: Side of the windows of `L` and `S` blocks, 7 in the paper, 12 at 384 pixels.
-        neighborhood_size: Side of the neighbourhoods of `N` blocks, odd.
+        window_size: Side of the windows of `L` and `S` blocks, 7 in the paper, 12 at 384 pixels, at most 64.
+        neighborhood_size: Side of the neighbourhoods of `N` blocks, odd, at most 63.
         key_strides: Down-sampling factor `r` from queries to keys in each stage, in `D` (Section 3.2) and
             `P` blocks. Weights of `D` blocks fit every stride.
         offset_range: Largest offset `s` of a key in cells of the key grid (Figure 4). 0 switches deformation
             off (Table 6), `'map'` bounds the points to the map instead of the offsets.
-        offset_kernel_sizes: Kernels of the offset networks in each stage, odd.
+        offset_kernel_sizes: Kernels of the offset networks in each stage, odd, at most 63.
         pos_bias: Position bias of deformable attention, `'relative' | 'fixed' | 'dwconv' | None`
             (Table 6).
         num_points: Points of a query and head in the `Q` blocks of each stage (Table 8).
-        mlp_ratio: Expansion of the MLPs.
+        mlp_ratio: Expansion of the MLPs, in (0, 64].
         overlap_patches: Overlapping convolutions as patch embedding and down-projections (DAT-T*,
             Table 9). The patch embedding is one convolution in CVPR'22 and two in DAT++.
         lpu: Local perception units, depth-wise convolutions before the blocks (DAT++).
@@ -179,7 +179,7 @@ class DAT(BaseModule):
             `Architecture`, and `blocks`, the attention of each block.
 
     Raises:
-        ValueError: For settings that are out of range or do not fit each other.
+        ValueError: For settings of a wrong type, out of range, or that do not fit each other.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def preflight(cfg: Config, training: bool) -> nn.Module:
         try_optimizer(cfg, model)
     splits = ('train', 'val') if training else ('test',)
     for split in splits:
-        check_classes(model, split, try_data(cfg, split))
+        check_classes(model, split, try_data(cfg, split, _has_data(cfg, split)))
     _check_checkpoints(cfg, training)
     for split in splits:
         _check_data(cfg, split)
@@ -164,6 +164,14 @@ def _check_checkpoint(checkpoint: str, hint: str = '') -> None:
         read_checkpoint(path, lazy=True)
     except CheckpointError as error:
         raise PreflightError(f'{error}{hint}') from error
+
+
+def _has_data(cfg: Config, split: str) -> bool:
+    try:
+        _check_data(cfg, split)
+    except PreflightError:  # said later: what is wrong with settings, and then with weights, comes first
+        return False
+    return True
 
 
 def _check_data(cfg: Config, split: str) -> None:

@@ -56,7 +56,7 @@ def test_the_place_is_found_among_parts_of_one_type():
     ('part', 'message'),
     [
         (dict(type='mmdat.DAT', arch='tini'), "^DAT: unknown arch 'tini'"),
-        (dict(type='mmdat.DATT'), "^type='mmdat.DATT' is unknown to mmengine, did you mean 'mmdat.DAT'"),
+        (dict(type='mmdat.DATT'), "^type='mmdat.DATT' is unknown to .*, did you mean 'mmdat.DAT'"),
         (dict(type='ImgDataPreprocessor', means=1), "^ImgDataPreprocessor has no setting 'means', .*'mean'"),
     ],
 )

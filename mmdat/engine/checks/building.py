@@ -44,7 +44,7 @@ _TAKE_MAPS = ('neck', 'decode_head', 'auxiliary_head')
 # The heads that tell the classes of the data set apart, and what counts those classes for them. Others with
 # `num_classes` mean something else, such as the identities of a tracker.
 _TELL_CLASSES = re.compile(
-    r'((roi_head\.)?(bbox_head|mask_head)|decode_head|auxiliary_head|head|data_preprocessor)(\.\d+)?'
+    r'((roi_head\.)?(bbox_head|mask_head)|decode_head|head)(\.\d+)?|auxiliary_head|data_preprocessor'
 )
 
 
@@ -86,8 +86,8 @@ def _try_forward(model: nn.Module, cfg: Config) -> None:
         name, what = names[id(layer)], ' '.join(str(error).split())
         wrong_channels = isinstance(error, RuntimeError) and _WRONG_CHANNELS.search(what)
         wrong_number = isinstance(error, AssertionError | IndexError) and name.startswith(_TAKE_MAPS)
-        # Any other error may be due to the tiny image, or to a model that wants more than an image.
-        if wrong_channels or wrong_number:
+        # Any other error may be due to the tiny image, in the backbone to its three channels as well.
+        if (wrong_channels or wrong_number) and not name.startswith('backbone'):
             maps = f'; the backbone gives {len(channels)} maps of {channels} channels' if channels else ''
             raise PreflightError(
                 f'model.{name} ({type(layer).__name__}) does not fit what it gets: '
@@ -139,8 +139,14 @@ class Classes(NamedTuple):
     numbers: tuple[int, ...]
 
 
-def try_data(cfg: Config, split: str) -> list[Classes]:
+def try_data(cfg: Config, split: str, is_there: bool = True) -> list[Classes]:
     """Builds the data sets of a split without annotations, and its loader without data.
+
+    Args:
+        cfg: The whole config.
+        split: `'train' | 'val' | 'test'`.
+        is_there: Whether the files are there. Without, only the types are looked up, because some data sets
+            look for their files as they are built.
 
     Returns:
         What is known of the classes of each data set.
@@ -158,7 +164,7 @@ def try_data(cfg: Config, split: str) -> list[Classes]:
     found = []
     for path, node in _data_sets(loader.dataset, f'{name}.dataset'):
         cls = find_class(DATASETS, node, path)
-        if inspect.isclass(cls) and not issubclass(cls, BaseDataset):
+        if not is_there or not (inspect.isclass(cls) and issubclass(cls, BaseDataset)):
             continue
         with quiet(), in_one_line(path, node):
             dataset = DATASETS.build(deepcopy(node) | dict(lazy_init=True))
@@ -190,7 +196,8 @@ def check_classes(model: nn.Module, split: str, data: list[Classes]) -> None:
     model = model.module if isinstance(model, BaseTTAModel) else model
     for name, module in reversed(list(model.named_modules())):  # heads before the preprocessor
         num_classes = getattr(module, 'num_classes', None)
-        if num_classes is None or not _TELL_CLASSES.fullmatch(name):
+        tells_classes = _TELL_CLASSES.fullmatch(name) and 'RPN' not in type(module).__name__
+        if num_classes is None or not tells_classes:
             continue
         for kind, numbers in data:
             if numbers and num_classes not in numbers:
