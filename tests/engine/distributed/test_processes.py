@@ -1,7 +1,8 @@
 import pytest
 from mmengine.config import Config
 
-from mmdat.engine import PreflightError, processes
+from mmdat.engine import PreflightError
+from mmdat.engine.distributed import processes
 
 
 @pytest.mark.parametrize(
