@@ -1,6 +1,7 @@
 from ..checkpoint.conversion import convert_checkpoint
 from .batch_norm import CPUSyncBN
 from .cli import add_trust_argument, base_parser, run_tool
+from .compilation import CompileBlocksHook
 from .config import load_config, resume
 from .determinism import make_deterministic
 from .hooks import StrictCheckpointHook
@@ -11,6 +12,7 @@ from .testing import dump_predictions_to, enable_tta, enable_visualization
 
 __all__ = [
     'CPUSyncBN',
+    'CompileBlocksHook',
     'FullyShardedStrategy',
     'PreflightError',
     'StrictCheckpointHook',
