@@ -17,6 +17,9 @@ def main():
     parser = base_parser('Train a model of any task')
     parser.add_argument('--amp', action='store_true', help='mixed precision, on GPUs')
     parser.add_argument(
+        '--compile', action='store_true', help='torch.compile of the backbone, block by block, for any size'
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate to the real batch size, all GPUs together',
@@ -34,6 +37,8 @@ def main():
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if args.compile:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileBlocksHook')]
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     if args.deterministic:

@@ -1,4 +1,5 @@
 from .cli import Overrides, Parser, add_trust_argument, base_parser, run_tool, say_once
+from .compilation import CompileBlocksHook
 from .config import load_config
 from .conversion import convert_checkpoint
 from .determinism import make_deterministic
@@ -14,6 +15,7 @@ from .testing import dump_predictions_to, enable_tta, enable_visualization
 
 __all__ = [
     'CPUSyncBN',
+    'CompileBlocksHook',
     'FullyShardedStrategy',
     'Overrides',
     'Parser',

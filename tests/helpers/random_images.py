@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import torch
@@ -17,9 +18,11 @@ from mmengine.hub import get_config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
+from torch._dynamo.utils import counters
 from torch.utils.data import Dataset
 
-from mmdat.engine import build_runner
+from mmdat import DAT
+from mmdat.engine import CompileBlocksHook, build_runner
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64, 96  # height and width
@@ -162,3 +165,17 @@ def train_at_random_sizes(case: str, steps: int, sides: tuple[int, int] = (64, 2
         optimizer.zero_grad()
         memory.append(process.memory_info().rss / 2**20)
     return memory
+
+
+def compile_at_random_sizes(settings: dict, steps: int) -> list[int]:
+    """How many graphs the blocks of a backbone have been compiled to after each step of a training."""
+    backbone = DAT(**settings, drop_path_rate=0.0)
+    CompileBlocksHook('eager').before_train(SimpleNamespace(model=backbone))
+    sizes, graphs = random.Random(0), []
+    for _ in range(steps):
+        image = torch.randn(2, 3, sizes.randint(100, 300), sizes.randint(100, 300))
+        sum(out.square().mean() for out in backbone(image)).backward()
+        graphs.append(counters['stats']['unique_graphs'])
+    assert not counters['graph_break']
+    assert not counters['recompile_limit']
+    return graphs
