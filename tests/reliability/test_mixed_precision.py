@@ -19,7 +19,7 @@ BACKBONES = {
 SIZES = [(1, 1), (1, 9), (33, 2), (64, 96)]
 LARGE = [(224, 224), (800, 608), (512, 2048)]
 
-# Root mean square errors relative to float32: of each map, and of the gradient of all parameters. Gradients are
+# Root mean square errors relative to float32: of each map, and of the gradient of all parameters, which is
 # compared on small maps only: rounded features move a point by a fraction of the map, on large maps across
 # pixels, and images of noise have another gradient at each pixel.
 BOUNDS = {torch.bfloat16: (0.02, 0.05), torch.float16: (0.003, 0.01)}
