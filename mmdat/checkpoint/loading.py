@@ -73,7 +73,7 @@ def adapt_state_dict(state_dict: dict[str, Any], backbone: nn.Module, prefix: st
             raise CheckpointError(
                 f'{source} holds no weights of a DAT ({join_names(names, 5) or "nothing at all"}), so the '
                 'backbone would stay random: classifiers of the authors load by init_cfg=dict('
-                "type='Pretrained', checkpoint=FILE) of the backbone, and other parts of a model alone"
+                "type='Pretrained', checkpoint=FILE) of the backbone"
             )
         tables = {name: state_dict[prefix + name] for name in names if name in parameters}
         fitted, resized = resize_bias_tables(tables, parameters)

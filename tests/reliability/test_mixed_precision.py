@@ -19,13 +19,16 @@ BACKBONES = {
 SIZES = [(1, 1), (1, 9), (33, 2), (64, 96)]
 LARGE = [(224, 224), (800, 608), (512, 2048)]
 
-# Root mean square errors relative to float32: of each map, and of the gradient of all parameters.
-BOUNDS = {torch.bfloat16: (0.02, 0.1), torch.float16: (0.003, 0.02)}
+# Root mean square errors relative to float32: of each map, and of the gradient of all parameters, which is
+# compared on small maps only: rounded features move a point by a fraction of the map, on large maps across
+# pixels, and images of noise have another gradient at each pixel.
+BOUNDS = {torch.bfloat16: (0.02, 0.05), torch.float16: (0.003, 0.01)}
 
 
 def weighted_sum(maps) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return sum((out.float() * torch.randn(out.shape, generator=generator)).mean() for out in maps)
+    weighted = (out.float() * torch.randn(out.shape, generator=generator) for out in maps)
+    return sum(x.sum() / x.numel() ** 0.5 for x in weighted)  # gradients of means would underflow in float16
 
 
 def gradient(model: torch.nn.Module) -> torch.Tensor:
@@ -50,7 +53,10 @@ def test_backbones(name, dtype, trials):
         of_maps, of_gradients = BOUNDS[dtype]
         for out, expected in zip(maps, exact):
             assert (out.float() - expected).norm() < of_maps * expected.norm(), size
-        assert (gradient(model) - exact_gradient).norm() < of_gradients * exact_gradient.norm(), size
+        assert gradient(model).isfinite().all(), size
+        if size in SIZES:
+            error = (gradient(model) - exact_gradient).norm()
+            assert error < of_gradients * exact_gradient.norm(), size
 
 
 @pytest.fixture
@@ -115,6 +121,7 @@ def test_detectors(name, dtype, trials):
     small(cfg.model)
     torch.manual_seed(0)
     model = import_module('mmdet.registry').MODELS.build(cfg.model).train()
+    model.init_weights()
     if 'roi_head' in cfg.model:
         keep_in_float32(model.rpn_head, 'predict_by_feat')  # non-maximum suppression
         keep_in_float32(model.roi_head.bbox_roi_extractor, 'forward')

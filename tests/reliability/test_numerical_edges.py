@@ -18,7 +18,7 @@ IMAGES = {
     'constant': lambda size: torch.full((2, 3, *size), 255.0),
     'one bright pixel': lambda size: torch.zeros(2, 3, *size).index_fill_(3, torch.tensor(0), 1e3),
     'denormal': lambda size: torch.full((2, 3, *size), 1e-40),
-    'not normalised, 16 bits': lambda size: 65535 * torch.rand(2, 3, *size),
+    '16 bits': lambda size: 65535 * torch.rand(2, 3, *size),
     'huge': lambda size: 1e15 * torch.randn(2, 3, *size),  # more overflows in the variance of a norm
 }
 SIZES = [(1, 1), (1, 40), (33, 33)]
@@ -30,7 +30,7 @@ SIZES = [(1, 1), (1, 40), (33, 33)]
 def test_backbones(settings, image, dtype, trials):
     torch.manual_seed(0)
     model = DAT(**dict(arch=ARCH, img_size=64, window_size=4) | settings)
-    for size in trials(SIZES, [*SIZES, (224, 224), (800, 1216)]):
+    for size in trials(SIZES, [*SIZES, (224, 224), (320, 512)]):
         model.zero_grad()
         with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
             maps = model(IMAGES[image](size))
