@@ -84,8 +84,8 @@ def test_random_sizes(seed, coordinates, backend):
 @pytest.mark.parametrize('backend', ['cpu'], indirect=True)
 @pytest.mark.parametrize('query_size', [(3, 1), (5, 3), (7, 7), (13, 10), (3, 20), (5, 40)])
 def test_vectors_of_two_pieces(query_size, backend):
-    """Some of these widths make the kernel use them, whether vectors have 4, 8 or 16 lanes. Where the number of
-    pieces is odd, the last one is behind the map."""
+    """Some of these widths make the kernel use them, whether vectors have 4, 8 or 16 lanes. Where the number
+    of pieces is odd, the last one is behind the map."""
     inputs, grad_out = random_inputs(query_size, 40, (27, 27), head_dims=32)
     assert_equal_to_the_truth(inputs, grad_out, query_size, 'half_pixel', backend)
 
