@@ -21,8 +21,11 @@ def main():
     parser = base_parser('Evaluate a checkpoint of any task')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='pickle file for all predictions')
-    parser.add_argument('--show', action='store_true', help='show predictions on the screen')
-    parser.add_argument('--show-dir', help='folder for pictures of predictions')
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument('--show', action='store_true', help='show predictions on the screen')
+    pictures.add_argument(
+        '--show-dir', help='folder for pictures of predictions; with several processes, of those of the first'
+    )
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds for which --show shows a picture, 0 until a key'
     )
@@ -46,7 +49,7 @@ def main():
     if args.preflight:
         return
     build_runner(cfg).test()
-    if args.show_dir and not args.show:
+    if args.show_dir:
         print_log(f'pictures are in {args.show_dir}', 'current')
 
 

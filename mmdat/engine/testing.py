@@ -56,11 +56,11 @@ def enable_tta(cfg: Config) -> None:
 def enable_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: float = 0.0) -> None:
     """Draws the predictions of all images, on the screen or into a folder.
 
-    With several processes MMEngine draws the images of the first only.
+    With several processes the libraries draw the images of the first only.
 
     Args:
         cfg: Changed in place.
-        show: Whether to open a window for each picture, and to write none.
+        show: Whether to open a window for each picture.
         show_dir: Where pictures go, each under its image's name; relative to the current directory. It is
             made here, so that a wrong path does not cost a run.
         wait_time: Seconds for which a picture is shown; with 0 it waits for a key.

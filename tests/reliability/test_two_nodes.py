@@ -22,14 +22,7 @@ def start(
     """Starts the launcher of each node, with as many processes as make two in all."""
     if not (config := folder / 'small.py').exists():
         write_config(folder)
-    command = (
-        'bash',
-        'tools/dist_train.sh',
-        str(config),
-        str(2 // nodes),
-        '--work-dir',
-        str(folder / 'work'),
-    )
+    command = ('bash', 'tools/dist_train.sh', str(config), str(2 // nodes), '--work-dir', f'{folder}/work')
     port = free_port()
     launchers = []
     for node in range(nodes):

@@ -37,6 +37,22 @@ def test_check_says_once_what_all_processes_would_do(tmp_path):
     assert '4 images, 2 in each of 2 processes' in result.stdout
 
 
+def test_what_torchrun_is_asked_for(tmp_path):
+    """After one check, and with the time that nodes wait for each other."""
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/bash\necho "$@"\n')
+    python.chmod(0o755)
+    result = run('dist_test.sh', 'c.py', 'a.pth', '2', '--tta', path=str(tmp_path), NNODES='2', NODE_RANK='1')
+    check, torchrun = result.stdout.splitlines()
+    tool = f'{ROOT}/tools/test.py c.py a.pth --tta --launcher pytorch'
+    assert check == f'{tool} --preflight'
+    assert torchrun == (
+        '-m torch.distributed.run --nnodes=2 --node_rank=1 --master_addr=127.0.0.1 --master_port=29500 '
+        f'--rdzv_conf=timeout=900 --nproc_per_node=2 {tool}'
+    )
+    assert result.stderr == 'node 1 of 2: meeting the others at 127.0.0.1:29500, within 900 seconds\n'
+
+
 def test_without_slurm(tmp_path):
     """With a PATH that has the shell's own tools, but no srun."""
     for tool in ('bash', 'dirname'):

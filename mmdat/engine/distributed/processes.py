@@ -25,11 +25,16 @@ def end_with_launcher() -> None:
     """
     if sys.platform != 'linux':
         return
-    os.register_at_fork(after_in_child=_die_with_parent)
+    prctl = ctypes.CDLL(None).prctl
+
+    def die_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    os.register_at_fork(after_in_child=die_with_parent)
     # The process id of `tools/dist_run.sh`, which torchrun takes over. Not for children of this process.
     launcher = os.environ.pop('MMDAT_LAUNCHER', None)
     if launcher or 'TORCHELASTIC_RUN_ID' in os.environ:
-        _die_with_parent()
+        die_with_parent()
         if launcher and os.getppid() != int(launcher):
             os._exit(1)  # it was killed before
         # torchrun passes Ctrl-C on. Python would hear it after the collective in which it may be waiting.
@@ -45,14 +50,14 @@ def check_start(cfg: Config) -> None:
     Raises:
         PreflightError: On all processes.
     """
-    starts = all_gather_object((bool(cfg.get('resume')), os.path.basename(cfg.get('load_from') or '')))
-    for rank, (resume, checkpoint) in enumerate(starts):
-        if (resume, checkpoint) != starts[0]:
-            ours, first = (name if name else 'no checkpoint' for name in (checkpoint, starts[0][1]))
+    checkpoint = cfg.get('load_from')
+    names = all_gather_object(os.path.basename(checkpoint) if checkpoint else 'no checkpoint')
+    for rank, name in enumerate(names):
+        if name != names[0]:
             raise PreflightError(
-                f'process {rank} would start from {ours}, and process 0 from {first}: put the work directory '
-                f'({cfg.work_dir}) on a disk that all nodes share, or copy its checkpoints to each; '
-                '--no-resume starts anew'
+                f'process {rank} would start from {name}, and process 0 from {names[0]}: put the work '
+                f'directory ({cfg.work_dir}) on a disk that all nodes share, or copy its checkpoints to each '
+                'of them; --no-resume starts anew'
             )
 
 
@@ -69,7 +74,3 @@ def end_in_group(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
