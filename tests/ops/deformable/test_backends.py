@@ -82,6 +82,15 @@ def test_random_sizes(seed, coordinates, backend):
 
 
 @pytest.mark.parametrize('backend', ['cpu'], indirect=True)
+@pytest.mark.parametrize('query_size', [(3, 1), (5, 3), (7, 7), (13, 10), (3, 20), (5, 40)])
+def test_vectors_of_two_pieces(query_size, backend):
+    """Some of these widths make the kernel use them, whether vectors have 4, 8 or 16 lanes. Where the number
+    of pieces is odd, the last one is behind the map."""
+    inputs, grad_out = random_inputs(query_size, 40, (27, 27), head_dims=32)
+    assert_equal_to_the_truth(inputs, grad_out, query_size, 'half_pixel', backend)
+
+
+@pytest.mark.parametrize('backend', ['cpu'], indirect=True)
 @pytest.mark.parametrize('threads', [1, 5])
 def test_shares_of_threads_begin_and_end_inside_heads(threads, backend):
     inputs, grad_out = random_inputs((14, 14), 20, (27, 27), batch=3, groups=3, heads_of_a_group=4)

@@ -5,7 +5,7 @@
 //                    block 0      block 1    ..
 //                 k0 ...... k31 k32 ..... k63 ..       block: kBlock keys, the last one not full
 //               +--------------+-------------+---
-//      vector 0 |              |             |         vector: kLanes neighbouring queries of a row of the map
+//      vector 0 |              |             |         vector: kLanes queries
 //      vector 1 |              |             |
 //       ..      |              |             |
 //      vector 5 |              |             |         tile: up to kTile vectors
@@ -13,10 +13,15 @@
 //      vector 6 |              |             |
 //       ..      |              |             |
 //
-// Each query has a lane. The last vector of a row of the map has lanes without a query; here kLanes = 8, width = 20:
+// Each query has a lane. A vector is one piece, which is neighbouring queries of a row of the map, or two pieces of
+// half its lanes where that takes fewer vectors. The last piece of a row may have lanes without a query:
 //
-//      row 0   | q0 .... q7 | q8 ... q15 | q16 . q19 - - - - |
-//      row 1   | q20 .. q27 | q28 .. q35 | q36 . q39 - - - - |
+//                         kLanes = 8, width = 20                              width = 3
+//      one piece    row 0   | q0 .... q7 | q8 ... q15 | q16 . q19 - - - - |   | q0 .. q2 - - - - - |
+//                   row 1   | q20 .. q27 | q28 .. q35 | q36 . q39 - - - - |   | q3 .. q5 - - - - - |
+//
+//      two pieces   row 0   | q0.q3 q4.q7 | q8.q11 q12.q15 | q16.q19          | q0 .. q2 -
+//                   row 1     q20.q23 | q24.q27 q28.q31 | q32.q35 q36.q39 |     q3 .. q5 - |
 //
 // Keys are broadcast to all lanes. The forward pass goes through the blocks of a tile with an online softmax; the
 // backward pass computes the weights of a block again from the stored denominators. So logits never leave the cache.
@@ -53,6 +58,7 @@ namespace {
 constexpr int kBlock = 32;
 constexpr int kStep = 4;                      // keys, or channels, that products with queries in lanes take at a time
 constexpr int kKeyStep = kTile == 6 ? 8 : 4;  // keys that products over queries take at a time
+constexpr int kMostPieces = simd::kHasHalves ? 2 : 1;  // of a vector
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
@@ -110,17 +116,27 @@ class Buffer {
     int64_t size_;
 };
 
-// How the queries of a map fill vectors and tiles.
+// How the queries of a map fill pieces, vectors and tiles.
+template <int kPieces>
 struct Layout {
+    static constexpr int kPiece = kLanes / kPieces;  // lanes
     int height, width;
-    int vectors_of_a_row = (width + kLanes - 1) / kLanes;
+    int pieces_of_a_row = (width + kPiece - 1) / kPiece;
 
-    int num_vectors() const { return height * vectors_of_a_row; }
+    int num_vectors() const { return (height * pieces_of_a_row + kPieces - 1) / kPieces; }
     int num_tiles() const { return (num_vectors() + kTile - 1) / kTile; }
     int first_vector(int tile) const { return part_of(num_vectors(), tile, num_tiles()); }
-    int row(int vector) const { return vector / vectors_of_a_row; }
-    int column(int vector) const { return vector % vectors_of_a_row * kLanes; }
+    int row(int piece) const { return piece / pieces_of_a_row; }
+    int column(int piece) const { return piece % pieces_of_a_row * kPiece; }
 };
+
+// Pieces of a vector: two where one takes over a tenth more vectors. Below that, two lose more by their further loads
+// and stores.
+int best_pieces(const Arguments& args) {
+    const int with_one = Layout<1>{args.height, args.width}.num_vectors();
+    const int with_two = Layout<2>{args.height, args.width}.num_vectors();
+    return 10 * with_one > 11 * with_two ? 2 : 1;
+}
 
 // Where the keys of all images and groups lie. Behind the last key of a group it is repeated, to fill a block.
 struct KeyPlaces {
@@ -199,11 +215,11 @@ struct Head {
     }
 };
 
-// Where a block of keys sees the vectors of a tile on the y axis of the bias table: for each vector and key the
+// Where a block of keys sees the pieces of a tile on the y axis of the bias table: for each piece and key the
 // offset of the row above in the lattice's values, and the weight of the row below.
 struct TableRows {
-    int32_t offsets[kTile][kBlock];
-    float weights[kTile][kBlock];
+    int32_t offsets[2 * kTile][kBlock];
+    float weights[2 * kTile][kBlock];
 
     void locate(const Head& head, const int* map_rows, int count, int first_key) {
         // copies, for the compiler to see that they stay the same
@@ -226,49 +242,74 @@ struct TableRows {
     }
 };
 
-// The four corners between which the biases of a vector of queries to a key lie, as offsets in the lattice's values,
-// and their weights.
+// The four corners between which the biases of a vector of queries to a key lie, and their weights. Corners are offsets
+// in the lattice's values; those of a second piece lie `second` behind them.
+template <int kPieces>
 struct Corners {
-    int32_t top_left, top_right, bottom_left, bottom_right;
-    float left, right, top, bottom;
+    int32_t top_left, top_right, bottom_left, bottom_right, second;
+    float left, right;
+    Vec top, bottom;
 
-    // Of key n of the block that starts at first_key, and of a vector of a tile, which starts in this column.
-    Corners(const Head& head, const TableRows& rows, int vector, int map_column, int first_key, int n) {
+    // Of key n of the block that starts at first_key, and of a vector of a tile whose pieces start in these columns.
+    Corners(const Head& head, const TableRows& rows, int vector, const int* map_columns, int first_key, int n) {
         const BiasLattice::Column& column = head.columns[first_key + n];
-        const int32_t row = rows.offsets[vector][n] + map_column;
+        const int first = vector * kPieces, last = first + kPieces - 1;
+        const int32_t row = rows.offsets[first][n] + map_columns[first];
+        second = rows.offsets[last][n] + map_columns[last] - row;
         top_left = row + column.left;
         top_right = row + column.right;
         bottom_left = top_left + head.lattice.row_size();
         bottom_right = top_right + head.lattice.row_size();
         right = column.weight;
         left = 1 - right;
-        bottom = rows.weights[vector][n];
+        bottom = broadcast(rows.weights[first][n]);
+        if constexpr (kPieces == 2) bottom = simd::join(bottom, broadcast(rows.weights[last][n]), simd::kLaneSequence);
         top = 1 - bottom;
     }
 
     Vec bias(const float* values) const {
-        const Vec above = left * load(values + top_left) + right * load(values + top_right);
-        const Vec below = left * load(values + bottom_left) + right * load(values + bottom_right);
+        const Vec above = left * load_from(values, top_left) + right * load_from(values, top_right);
+        const Vec below = left * load_from(values, bottom_left) + right * load_from(values, bottom_right);
         return top * above + bottom * below;
+    }
+
+    Vec load_from(const float* values, int32_t corner) const {
+        const float* from = values + corner;
+        if constexpr (kPieces == 2) return simd::load_halves(from, from + second, simd::kLaneSequence);
+        return load(from);
+    }
+
+    // One corner, and one piece, after the other, for they overlap.
+    void add_to(float* values, int32_t corner, Vec x) const {
+        float* to = values + corner;
+        if constexpr (kPieces == 2) {
+            simd::add_half<0>(to, x, simd::kHalfSequence);
+            simd::add_half<kLanes / 2>(to + second, x, simd::kHalfSequence);
+        } else {
+            store(to, load(to) + x);
+        }
     }
 };
 
 // Some vectors of queries. What is kept of them, their matrices, lie at `[channel][vector of the tile][lane]`.
 // kDims is d where it is a multiple of kLanes that is known to the compiler, or else 0.
-template <int kVectors, int kDims>
+template <int kVectors, int kDims, int kPieces>
 struct Tile {
     static constexpr int kStride = kVectors * kLanes;  // from a channel to the next
     const Head& head;
     const int dims = kDims ? kDims : head.dims;
-    int map_rows[kVectors], map_columns[kVectors];     // where the vectors start on the map
-    int first_query[kVectors], num_queries[kVectors];  // those that they hold
+    int map_rows[kVectors * kPieces], map_columns[kVectors * kPieces];  // where the pieces start on the map
+    int queries[kStride];                                               // in the lanes, -1 for none
 
-    Tile(const Head& head, const Layout& layout, int first_vector) : head(head) {
-        for (int i = 0; i < kVectors; ++i) {
-            map_rows[i] = layout.row(first_vector + i);
-            map_columns[i] = layout.column(first_vector + i);
-            first_query[i] = map_rows[i] * layout.width + map_columns[i];
-            num_queries[i] = std::min(kLanes, layout.width - map_columns[i]);
+    Tile(const Head& head, const Layout<kPieces>& layout, int first_vector) : head(head) {
+        for (int i = 0; i < kVectors * kPieces; ++i) {
+            const int row = layout.row(first_vector * kPieces + i), column = layout.column(first_vector * kPieces + i);
+            for (int lane = 0; lane < layout.kPiece; ++lane) {
+                const bool filled = row < layout.height && column + lane < layout.width;
+                queries[i * layout.kPiece + lane] = filled ? row * layout.width + column + lane : -1;
+            }
+            map_rows[i] = std::min(row, layout.height - 1);  // a last piece may lie behind the map
+            map_columns[i] = column;
         }
     }
 
@@ -278,8 +319,8 @@ struct Tile {
             for (int c = 0; c < dims; c += kLanes) {
                 Vec x[kLanes];
                 for (int lane = 0; lane < kLanes; ++lane) {
-                    const bool filled = lane < num_queries[i];
-                    x[lane] = filled ? load_channels(row(from, first_query[i] + lane), c) : Vec{};
+                    const int query = queries[i * kLanes + lane];
+                    x[lane] = query < 0 ? Vec{} : load_channels(row(from, query), c);
                     if (copy) store(copy + (i * kLanes + lane) * dims + c, x[lane]);
                 }
                 simd::transpose(x);
@@ -295,8 +336,9 @@ struct Tile {
                 Vec x[kLanes];
                 for (int j = 0; j < kLanes; ++j) x[j] = load(from + (c + j) * kStride + i * kLanes) * factors[i];
                 simd::transpose(x);
-                for (int lane = 0; lane < num_queries[i]; ++lane) {
-                    store_channels(row(to, first_query[i] + lane), c, x[lane]);
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    const int query = queries[i * kLanes + lane];
+                    if (query >= 0) store_channels(row(to, query), c, x[lane]);
                 }
             }
         }
@@ -370,7 +412,7 @@ struct Tile {
     void load_biases(const TableRows& table_rows, int first_key, int n, Vec (&to)[kStep][kVectors]) const {
         for (int k = 0; k < kStep; ++k) {
             for (int i = 0; i < kVectors; ++i) {
-                to[k][i] = Corners(head, table_rows, i, map_columns[i], first_key, n + k).bias(head.biases);
+                to[k][i] = Corners<kPieces>(head, table_rows, i, map_columns, first_key, n + k).bias(head.biases);
             }
         }
     }
@@ -397,10 +439,10 @@ struct ForwardScratch {
         : q(head.dims * kTile * kLanes), out(head.dims * kTile * kLanes), weights(kBlock * kTile * kLanes) {}
 };
 
-template <int kVectors, int kDims>
-void forward_tile(const Head& head, const Layout& layout, int first_vector, ForwardScratch& scratch) {
+template <int kVectors, int kDims, int kPieces>
+void forward_tile(const Head& head, const Layout<kPieces>& layout, int first_vector, ForwardScratch& scratch) {
     const Arguments& args = head.args;
-    const Tile<kVectors, kDims> tile(head, layout, first_vector);
+    const Tile<kVectors, kDims, kPieces> tile(head, layout, first_vector);
     constexpr int kStride = tile.kStride;
     tile.load_transposed(args.q, scratch.q);
     scratch.out.clear();
@@ -413,7 +455,7 @@ void forward_tile(const Head& head, const Layout& layout, int first_vector, Forw
     TableRows table_rows;
     for (int first_key = 0; first_key < args.num_keys; first_key += kBlock) {
         const int count = std::min(kBlock, args.num_keys - first_key);
-        table_rows.locate(head, tile.map_rows, kVectors, first_key);
+        table_rows.locate(head, tile.map_rows, kVectors * kPieces, first_key);
         Vec highest_here[kVectors];
         std::copy_n(highest, kVectors, highest_here);
         for (int n = 0; n < count; n += kStep) {
@@ -447,7 +489,9 @@ void forward_tile(const Head& head, const Layout& layout, int first_vector, Forw
     float* lse = args.lse_of(head.image, head.index);
     for (int i = 0; i < kVectors; ++i) {
         const Vec log_total = kLn2 * (highest[i] + simd::log2(total[i]));
-        for (int lane = 0; lane < tile.num_queries[i]; ++lane) lse[tile.first_query[i] + lane] = log_total[lane];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            if (const int query = tile.queries[i * kLanes + lane]; query >= 0) lse[query] = log_total[lane];
+        }
         total[i] = 1.f / total[i];
     }
     tile.store_transposed(scratch.out, total, args.out);
@@ -478,10 +522,10 @@ struct BackwardScratch {
     }
 };
 
-template <int kVectors, int kDims>
-void backward_tile(const Head& head, const Layout& layout, int first_vector, BackwardScratch& scratch) {
+template <int kVectors, int kDims, int kPieces>
+void backward_tile(const Head& head, const Layout<kPieces>& layout, int first_vector, BackwardScratch& scratch) {
     const Arguments& args = head.args;
-    const Tile<kVectors, kDims> tile(head, layout, first_vector);
+    const Tile<kVectors, kDims, kPieces> tile(head, layout, first_vector);
     constexpr int kStride = tile.kStride;
     const int dims = tile.dims;
     tile.load_transposed(args.q, scratch.q, scratch.q_rows);
@@ -499,8 +543,8 @@ void backward_tile(const Head& head, const Layout& layout, int first_vector, Bac
     const float* lse = args.lse_of(head.image, head.index);
     for (int i = 0; i < kVectors; ++i) {
         log_total[i] = broadcast(1e30f);  // so lanes without a query have no weights
-        for (int lane = 0; lane < tile.num_queries[i]; ++lane) {
-            log_total[i][lane] = kLog2E * lse[tile.first_query[i] + lane];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            if (const int query = tile.queries[i * kLanes + lane]; query >= 0) log_total[i][lane] = kLog2E * lse[query];
         }
         ones[i] = broadcast(1);
     }
@@ -510,7 +554,7 @@ void backward_tile(const Head& head, const Layout& layout, int first_vector, Bac
         const int count = std::min(kBlock, args.num_keys - first_key);
         const int64_t first = static_cast<int64_t>(first_key) * dims;
         const float *k = head.k + first, *v = head.v + first;
-        table_rows.locate(head, tile.map_rows, kVectors, first_key);
+        table_rows.locate(head, tile.map_rows, kVectors * kPieces, first_key);
         for (int n = 0; n < (count + kKeyStep - 1) / kKeyStep * kKeyStep; n += kStep) {
             Vec sums[kStep][kVectors];
             tile.load_biases(table_rows, first_key, n, sums);
@@ -537,26 +581,23 @@ void backward_tile(const Head& head, const Layout& layout, int first_vector, Bac
         tile.add_over_queries(scratch.weights, scratch.grad_out_rows, count, scratch.grad_v + first);
 
         const float* biases = head.biases;
+        float* grad_biases = scratch.grad_biases;
         for (int n = 0; n < count; ++n) {
             Vec grad_x{}, grad_y{};
             for (int i = 0; i < kVectors; ++i) {
-                const Corners at(head, table_rows, i, tile.map_columns[i], first_key, n);
+                const Corners<kPieces> at(head, table_rows, i, tile.map_columns, first_key, n);
                 const Vec grad = load(scratch.grad_logits + n * kStride + i * kLanes);
-                const Vec top_left = load(biases + at.top_left), top_right = load(biases + at.top_right);
-                const Vec bottom_left = load(biases + at.bottom_left), bottom_right = load(biases + at.bottom_right);
+                const Vec top_left = at.load_from(biases, at.top_left), top_right = at.load_from(biases, at.top_right);
+                const Vec bottom_left = at.load_from(biases, at.bottom_left);
+                const Vec bottom_right = at.load_from(biases, at.bottom_right);
                 grad_x += grad * (at.top * (top_right - top_left) + at.bottom * (bottom_right - bottom_left));
                 grad_y += grad * (at.left * (bottom_left - top_left) + at.right * (bottom_right - top_right));
 
-                // one corner after the other, for their vectors overlap
-                auto add = [&](int32_t corner, Vec x) {
-                    float* to = scratch.grad_biases + corner;
-                    store(to, load(to) + x);
-                };
                 const Vec above = at.top * grad, below = at.bottom * grad;
-                add(at.top_left, at.left * above);
-                add(at.top_right, at.right * above);
-                add(at.bottom_left, at.left * below);
-                add(at.bottom_right, at.right * below);
+                at.add_to(grad_biases, at.top_left, at.left * above);
+                at.add_to(grad_biases, at.top_right, at.right * above);
+                at.add_to(grad_biases, at.bottom_left, at.left * below);
+                at.add_to(grad_biases, at.bottom_right, at.right * below);
             }
             scratch.grad_locations[2 * (first_key + n)] += simd::sum(grad_y);
             scratch.grad_locations[2 * (first_key + n) + 1] += simd::sum(grad_x);
@@ -608,28 +649,29 @@ void for_tasks(const Arguments& args, int parts, int thread, int threads, const 
     }
 }
 
-template <int kDims>
+template <int kDims, int kPieces>
 void forward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const KeyPlaces places(args, lattice);
-    const Layout layout{args.height, args.width};
+    const Layout<kPieces> layout{args.height, args.width};
     parallel(args.threads, [&](int thread, int threads) {
         Head head(args, lattice, places);
         ForwardScratch scratch(head);
         for_tasks(args, layout.num_tiles(), thread, threads, [&](int new_head, int image, int tile) {
             head.enter(new_head, image);
             const int first = layout.first_vector(tile);
-            call_with_constant(layout.first_vector(tile + 1) - first,
-                               [&](auto vectors) { forward_tile<vectors, kDims>(head, layout, first, scratch); });
+            call_with_constant(layout.first_vector(tile + 1) - first, [&](auto vectors) {
+                forward_tile<vectors, kDims, kPieces>(head, layout, first, scratch);
+            });
         });
     });
 }
 
-template <int kDims>
+template <int kDims, int kPieces>
 void backward(const Arguments& args) {
     const BiasLattice lattice = make_lattice(args);
     const KeyPlaces places(args, lattice);
-    const Layout layout{args.height, args.width};
+    const Layout<kPieces> layout{args.height, args.width};
     const int64_t table_size = static_cast<int64_t>(args.table_height) * args.table_width;
     parallel(args.threads, [&](int thread, int threads) {
         Head head(args, lattice, places);
@@ -647,8 +689,9 @@ void backward(const Arguments& args) {
             scratch.clear_keys();
             for (int tile = first_tile(split); tile < first_tile(split + 1); ++tile) {
                 const int first = layout.first_vector(tile);
-                call_with_constant(layout.first_vector(tile + 1) - first,
-                                   [&](auto vectors) { backward_tile<vectors, kDims>(head, layout, first, scratch); });
+                call_with_constant(layout.first_vector(tile + 1) - first, [&](auto vectors) {
+                    backward_tile<vectors, kDims, kPieces>(head, layout, first, scratch);
+                });
             }
             store_keys(head, split, scratch);
         });
@@ -667,10 +710,16 @@ int64_t mmdat_sizeof_arguments() { return sizeof(Arguments); }
 // Both return nullptr, or what went wrong.
 
 const char* mmdat_deformable_attention(const Arguments* args) {
-    return message_of_failure([&] { args->head_dims == 32 ? forward<32>(*args) : forward<0>(*args); });
+    return message_of_failure([&] {
+        if (args->head_dims != 32) return forward<0, 1>(*args);
+        call_with_constant<kMostPieces>(best_pieces(*args), [&](auto pieces) { forward<32, pieces>(*args); });
+    });
 }
 
 const char* mmdat_deformable_attention_backward(const Arguments* args) {
-    return message_of_failure([&] { args->head_dims == 32 ? backward<32>(*args) : backward<0>(*args); });
+    return message_of_failure([&] {
+        if (args->head_dims != 32) return backward<0, 1>(*args);
+        call_with_constant<kMostPieces>(best_pieces(*args), [&](auto pieces) { backward<32, pieces>(*args); });
+    });
 }
 }

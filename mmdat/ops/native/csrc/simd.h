@@ -22,9 +22,17 @@ constexpr int kTile = 6;
 constexpr int kTile = 3;
 #endif
 
+// Whether the compiler has `load_halves` and `add_half`. Whole vectors in their place would cost more than they gain.
+#if defined(__clang__) || __GNUC__ >= 12
+constexpr bool kHasHalves = true;
+#else
+constexpr bool kHasHalves = false;
+#endif
+
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int Ints __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVec __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef float UnalignedHalf __attribute__((vector_size(2 * kLanes), aligned(4)));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 inline void store(float* to, Vec x) { *reinterpret_cast<UnalignedVec*>(to) = x; }
@@ -63,6 +71,7 @@ inline Vec log2(Vec x) {
 }
 
 constexpr auto kLaneSequence = std::make_integer_sequence<int, kLanes>();
+constexpr auto kHalfSequence = std::make_integer_sequence<int, kLanes / 2>();
 
 template <int... lane>
 inline Vec shuffle(Vec a, Vec b) {
@@ -98,6 +107,27 @@ inline float max(Vec x) {
 template <int offset, int... lane>
 inline Vec interleave(Vec a, Vec b, std::integer_sequence<int, lane...>) {
     return shuffle<(offset + lane / 2 + lane % 2 * kLanes)...>(a, b);
+}
+
+// The first halves of two vectors, together.
+template <int... lane>
+inline Vec join(Vec a, Vec b, std::integer_sequence<int, lane...>) {
+    return shuffle<(lane < kLanes / 2 ? lane : lane + kLanes / 2)...>(a, b);
+}
+
+// Half a vector from each of two places.
+template <int... lane>
+inline Vec load_halves(const float* first, const float* second, std::integer_sequence<int, lane...>) {
+    const UnalignedHalf a = *reinterpret_cast<const UnalignedHalf*>(first);
+    const UnalignedHalf b = *reinterpret_cast<const UnalignedHalf*>(second);
+    return __builtin_shufflevector(a, b, lane...);
+}
+
+// Adds the lanes from `offset` on, half of all, to the numbers in a place.
+template <int offset, int... lane>
+inline void add_half(float* to, Vec x, std::integer_sequence<int, lane...>) {
+    UnalignedHalf& at = *reinterpret_cast<UnalignedHalf*>(to);
+    at = at + __builtin_shufflevector(x, x, (offset + lane)...);
 }
 
 // Transposes a square matrix of which x holds the rows: a perfect shuffle of all elements, log2(kLanes) times.
