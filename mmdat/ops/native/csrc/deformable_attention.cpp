@@ -229,6 +229,11 @@ struct TableRows {
         const double lowest = -BiasLattice::kMargin, highest = table_height;
         for (int i = 0; i < count; ++i) {
             const int map_row = map_rows[i];
+            if (i && map_row == map_rows[i - 1]) {  // often, where vectors have two pieces
+                std::copy_n(offsets[i - 1], kBlock, offsets[i]);
+                std::copy_n(weights[i - 1], kBlock, weights[i]);
+                continue;
+            }
 #pragma omp simd
             for (int n = 0; n < kBlock; ++n) {
                 const double y = axis.at(map_row, key_y[n], table_height);
