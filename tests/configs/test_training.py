@@ -185,6 +185,7 @@ def test_pictures_of_predictions(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = small_config(name, 'work')
     cfg.test_dataloader.batch_size = 1
+    cfg.visualizer.name = f'pictures of {name}'  # MMEngine would share another test's
     enable_visualization(cfg, show=False, show_dir='pictures')
     runner = build_runner(cfg)
     runner.test()
