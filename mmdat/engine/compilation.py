@@ -11,7 +11,7 @@ class CompileBlocksHook(Hook):
 
     In a graph of the whole model the sizes of later maps are nested expressions of the image's, and the
     second size of an image keeps the compiler busy for many minutes. A block by itself is compiled once for
-    its stage and kind of attention, and again for maps so small that they are padded otherwise.
+    its stage and kind of attention, and once or twice more: for sizes that a window divides, for few keys.
 
     Args:
         backend: Of `torch.compile`.

@@ -123,6 +123,7 @@ def train(case: str, steps: int, total_batch: int, work_dir: str, **settings) ->
     """Losses of this process, and the weights after a training of a few steps.
 
     SGD, because AdamW makes whole steps of rounding: the gradient of a key's bias, for instance, is zero.
+    Small steps, because rounding decides which of two proposals is kept where they are as good as each other.
     """
     world_size = int(os.environ.get('WORLD_SIZE', 1))
     cfg = CASES[case]()
@@ -136,7 +137,7 @@ def train(case: str, steps: int, total_batch: int, work_dir: str, **settings) ->
         for part in ('dataloader', 'evaluator', 'cfg'):
             cfg[f'{split}_{part}'] = None
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps)
-    cfg.optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+    cfg.optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.002, momentum=0.9))
     cfg.param_scheduler = None
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=steps)
     cfg.work_dir, cfg.randomness, cfg.log_level = work_dir, dict(seed=0), 'WARNING'

@@ -11,10 +11,6 @@ import torch
 from helpers.processes import run_together
 from helpers.random_images import CASES, train
 
-# Of losses near 10, and of weights and running statistics up to 100
-LOSS_BOUND = dict(rtol=2e-6, atol=0)
-WEIGHT_BOUND = dict(rtol=5e-5, atol=1e-5)
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
@@ -28,8 +24,9 @@ def test_processes_train_as_one(case, tmp_path, trials):
         if expected is None:
             expected = losses, weights
             continue
-        torch.testing.assert_close(losses, expected[0], **LOSS_BOUND)
+        torch.testing.assert_close(losses, expected[0], rtol=5e-6, atol=0)
         for key, weight in weights.items():
-            torch.testing.assert_close(
-                weight, expected[1][key], **WEIGHT_BOUND, msg=lambda m, key=key: f'{key}: {m}'
-            )
+            # running statistics are those of regions whose corners are rounded, too
+            bound = 1e-4 if 'running' in key else 1e-5
+            scale = expected[1][key].abs().max().clamp(min=1)
+            assert (weight - expected[1][key]).abs().max() < bound * scale, key

@@ -27,8 +27,9 @@ class FullyShardedStrategy(DDPStrategy):
     stays the model, with the names of its weights. Checkpoints are what one process would write, optimiser
     state included: any number of processes resumes them, sharded or not, and `tools/test.py` takes them.
 
-    No process but the first ever holds the whole model, and that on the CPU: the others build it without
-    weights and receive their shards. On their way to a checkpoint, and back, weights are whole one by one.
+    Only the first process builds the whole model, on the CPU: the others build it without weights and receive
+    their shards. Weights on their way to a checkpoint are whole one by one. A checkpoint that is loaded is
+    read whole by each process, on the CPU.
 
     Args:
         units: Names of module classes. Each such module is gathered for its own forward and backward pass;
@@ -121,7 +122,7 @@ def parameters_on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
+        if parameter is not None and not parameter.is_meta:  # one that is registered again stays the same
             parameter = nn.Parameter(parameter.to('meta'), parameter.requires_grad)
         register(module, name, parameter)
 
