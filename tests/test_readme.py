@@ -10,7 +10,7 @@ def test_config_of_the_first_screen_builds(tmp_path):
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
-    (block,) = re.findall(r'```python\n(_base_ = .*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    block = re.search(r'```python\n(_base_ = .*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
     path = tmp_path / 'config.py'
     path.write_text(block)
     cfg = Config.fromfile(path)

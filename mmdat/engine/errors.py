@@ -17,6 +17,7 @@ from mmengine.runner import BaseLoop
 
 from ..errors import UserError
 from ..spelling import did_you_mean
+from .saving import NO_ROOM
 
 _TRACEBACK = 'MMDAT_TRACEBACK=1 shows the traceback'
 _LONGEST = 500  # MMEngine quotes whole configs
@@ -62,7 +63,8 @@ def in_one_line(name: str = '', part: Any = None) -> Iterator[None]:
         raise
     except Exception as error:
         frames = list(walk_tb(error.__traceback__))
-        if any(_is_loop(frame) for frame, _ in frames):
+        no_room = isinstance(error, OSError) and error.errno in NO_ROOM  # no matter of settings
+        if no_room or any(_is_loop(frame) for frame, _ in frames):
             raise
         raise PreflightError(_describe(error, frames, name, part)) from error
 
@@ -143,7 +145,8 @@ def _place_in_config(error: Exception, frames: list[tuple[FrameType, int]]) -> s
         return f'{osp.relpath(files[-1])}, line {error.lineno}'
     found = [file for file in files if osp.exists(file)]
     is_missing = isinstance(error, FileNotFoundError) and len(found) < len(files)
-    if found and (is_missing or any(frame.f_code is Config._get_cfg_path.__code__ for frame in readers)):
+    look_up = inspect.unwrap(Config._get_cfg_path).__code__  # `hub.py` wraps it
+    if found and (is_missing or any(frame.f_code is look_up for frame in readers)):
         return f'_base_ of {osp.relpath(found[-1])}'
     for frame, line in reversed(frames):
         if frame.f_code.co_name == '<module>':

@@ -16,7 +16,7 @@ def run_together(function: Callable, world_size: int, folder: Path, *args, **kwa
     """What `function(*args, **kwargs)` returns in each of `world_size` processes of a launcher.
 
     They are forked from one server, which imports OpenMMLab once, and so must find the function in a module
-    of `tests/helpers`. Results go through files in `folder`.
+    of `tests/helpers`. Results go through files in `folder`. A tool ends its process without one: `None`.
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmdat.engine', 'mmdet.models', 'mmseg.models'])
@@ -32,7 +32,8 @@ def run_together(function: Callable, world_size: int, folder: Path, *args, **kwa
         process.join()
     codes = [process.exitcode for process in processes]
     assert not any(codes), f'exit codes {codes}, see above'
-    return [torch.load(folder / f'{rank}.pth', weights_only=False) for rank in range(world_size)]
+    results = [folder / f'{rank}.pth' for rank in range(world_size)]
+    return [torch.load(path, weights_only=False) if path.exists() else None for path in results]
 
 
 def _run(function: Callable, rank: int, world_size: int, port: int, folder: Path, args, kwargs) -> None:

@@ -69,7 +69,7 @@ OPTIONS = {
     'model.test_cfg.scoer_thr=0.1': "model.test_cfg has no 'scoer_thr', did you mean 'score_thr'",
     'model.hed=3': "model: RetinaNet has no setting 'hed'",
     f'{BACKBONE}.type=mmdat.DATT': r"model\.backbone\.type='mmdat\.DATT' .*did you mean 'mmdat\.DAT'",
-    f'{BACKBONE}.windw_size=7': r"model\.backbone \(DAT\): .*'windw_size', did you mean 'window_size'",
+    f'{BACKBONE}.windw_size=7': r"DAT has no setting 'windw_size', did you mean 'window_size'",
     f'{BACKBONE}.window_size=500': r'model\.backbone \(DAT\): window_size must be .* from 1 to 64 .*memory',
     f'{BACKBONE}.out_indices=3': r'out_indices must be ascending stages .*got out_indices=3',
     f'{BACKBONE}.drop_path_rate=abc': r"drop_path_rate must be a number in \[0, 1\), got .*'abc'",
@@ -134,7 +134,10 @@ COMMANDS = {
     'test.py {} nowhere.pth --out scores.txt': (1, r'must end in \.pkl'),
     'test.py {} nowhere.pth --cfg-options test_cfg=None': (1, 'lacks test_cfg'),
     'test.py {} nowhere.pth --cfg-options test_dataloader.dataset.type=Coco': (1, "type='Coco' is unknown"),
-    'convert_checkpoint.py nowhere.pth clean.pth --generatoin pp': (2, "did you mean '--generation'"),
+    'convert_checkpoint.py nowhere.pth clean.pth --arch tiny --generatoin pp': (
+        2,
+        "did you mean '--generation'",
+    ),
     'convert_checkpoint.py nowhere.pth clean.pth --config nowhere.py': (
         1,
         r'config nowhere\.py does not exist',
