@@ -1,4 +1,4 @@
-from mmdat.engine.sharding import parameters_on_meta
+from mmdat.engine.distributed.sharding import parameters_on_meta
 from mmengine.registry import MODELS
 from torch import nn
 
