@@ -1,6 +1,7 @@
-from mmdat.engine.distributed.sharding import parameters_on_meta
 from mmengine.registry import MODELS
 from torch import nn
+
+from mmdat.engine.distributed.sharding import parameters_on_meta
 
 
 def test_only_parameters_are_without_memory(mask_rcnn_config):
