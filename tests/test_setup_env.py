@@ -1,15 +1,17 @@
 """tools/setup_env.sh, run in a copy of the repository with a stand-in for pip: no network, no compiling."""
 
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-TOOLS = 'awk bash cat cksum dirname env flock grep mkdir nproc rm sh sleep tail'.split()
+TOOLS = 'awk basename bash cat cksum dirname env flock grep mkdir nproc rm sh sleep tail'.split()
 
 # Leaves behind what an installation would, and a line for each call.
 FAKE_PIP = """
@@ -24,13 +26,21 @@ with open(os.environ['PIP_CALLS'], 'a') as calls:
     requirements = [args[i + 1] for i, arg in enumerate(args) if arg == '--requirement']
     wanted = ' '.join([Path(path).read_text() for path in requirements] + args)
     names = re.findall(r'([a-z-]+)==', re.sub('#.*', '', wanted))
-    words = [arg for arg in args if arg in ('cache', '--editable', '--force-reinstall')]
-    calls.write(' '.join(words + names) + '\\n')
+    words = [arg for arg in args if arg in ('cache', 'download', '--editable', '--force-reinstall')]
+    wheels = [Path(arg).name for arg in args if arg.endswith('.whl')]
+    calls.write(' '.join(words + names + wheels) + '\\n')
 
 def leave(path, text=''):
     (site / path).parent.mkdir(parents=True, exist_ok=True)
     (site / path).write_text(text)
 
+if 'download' in args:
+    if args[args.index('--index-url') + 1] != os.environ.get('INDEX_WITH_WHEEL'):
+        sys.exit('no matching distribution')
+    folder = Path(args[args.index('--dest') + 1])
+    folder.mkdir()
+    (folder / 'onedl_mmcv-9.whl').touch()
+    sys.exit()
 if os.environ.get('PIP_FAILS', 'nothing') in names:
     sys.exit(f'no network for {names}')
 if 'setuptools' in names:
@@ -42,7 +52,7 @@ if 'torch' in names:
     leave('torch/version.py', "cuda = '12.8'")
     leave('torch/utils/cpp_extension.py', "import os\\nCUDA_HOME = os.environ.get('CUDA_HOME')")
     leave('torchvision/__init__.py')
-if 'onedl-mmcv' in names and len(names) == 1:
+if ('onedl-mmcv' in names and len(names) == 1) or wheels:
     leave('mmcv/__init__.py')
     if '--force-reinstall' in args or os.environ.get('MMCV') != 'without ops':
         leave('mmcv/_ext.py')
@@ -56,7 +66,8 @@ if '--editable' in args:
     leave('__editable__.mmdat-0.1.0.pth')
 """
 
-BUILD, TORCH, MMCV, OPENCV = (
+DOWNLOAD, BUILD, TORCH, MMCV, OPENCV = (
+    'download onedl-mmcv',
     'pip setuptools wheel ninja psutil',
     'torch torchvision',
     'onedl-mmcv',
@@ -159,8 +170,8 @@ def test_unfit_pythons(checkout):
     status, _, err, _ = checkout.set_up()
     assert status == 1
     assert err.count('\n') == 1
-    assert 'python3.11 has no venv module (Debian, Ubuntu: apt-get install python3.' in err
-    assert 'python3.12 does not run, python3 is Python 3.13' in err
+    assert 'python3.12 does not run, python3.11 has no venv module (Debian, Ubuntu: apt-get install python3.' in err
+    assert 'python3 is Python 3.13' in err
 
 
 def test_named_python(checkout):
@@ -171,31 +182,54 @@ def test_named_python(checkout):
     assert 'mine is Python 3.9' in err
 
 
-def test_no_compiler(checkout):
+def test_neither_wheel_nor_compiler(checkout):
     checkout.add_python()
-    status, _, err, _ = checkout.set_up()
+    status, _, err, calls = checkout.set_up()
     assert status == 1
+    assert calls == [DOWNLOAD]
     assert err.count('\n') == 1
-    assert 'needs a C++17 compiler, but `c++ -std=c++17` does not compile an empty program' in err
-    assert 'apt-get install g++' in err
-    assert not (checkout.root / '.venv').exists()
+    assert 'no wheel of mmcv for this Python in https://mmwheels.onedl.ai/' in err
+    assert "needs a C++17 compiler and Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev" in err
+    assert 'c++: ' in err
 
 
-def test_old_compiler(checkout):
+def test_named_compiler_is_asked_for_pythons_headers(checkout):
     checkout.add_python()
-    checkout.add_command('g++-4', 'exit 1')
+    checkout.add_compiler()
+    checkout.add_command('g++-4', 'echo "$@" "$(cat)" >&2; exit 1')
     status, _, err, _ = checkout.set_up(CXX='g++-4')
     assert status == 1
-    assert '`g++-4 -std=c++17` does not compile' in err
+    assert err.count('\n') == 1
+    assert err.endswith(f'-I {sysconfig.get_path("include")} -x c++ - #include <Python.h>\n')
 
 
-def test_no_headers(checkout):
-    checkout.add_python(prelude="import sysconfig; sysconfig.get_path = lambda name: '/nowhere'")
-    checkout.add_compiler()
-    status, _, err, _ = checkout.set_up()
+def test_the_wheels_are_for_the_pinned_torch():
+    version = re.search('^torch==(.*)$', (REPO / 'requirements.txt').read_text(), re.MULTILINE)[1]
+    assert f'-torch{version.replace(".", "")}/' in (REPO / 'tools/setup_env.sh').read_text()
+
+
+def test_a_wheel_saves_the_compiler(checkout):
+    checkout.add_python()
+    status, out, err, calls = checkout.set_up(MMCV_WHEELS='file:///index', INDEX_WITH_WHEEL='file:///index')
+    assert (status, err) == (0, '')
+    assert 'compiling' not in out
+    assert calls[:5] == [DOWNLOAD, BUILD, TORCH, 'onedl_mmcv-9.whl', OPENCV]
+    assert 'onedl-mmdetection' in calls[5]
+
+
+def test_a_wheel_whose_ops_do_not_work_is_replaced(checkout):
+    checkout.add_python()
+    env = dict(MMCV_WHEELS='file:///index', INDEX_WITH_WHEEL='file:///index', MMCV='without ops')
+    status, _, err, _ = checkout.set_up(**env)
     assert status == 1
-    assert "needs Python's C headers" in err
-    assert '/nowhere/Python.h' in err
+    assert "needs a C++17 compiler and Python's headers" in err
+
+    checkout.add_compiler()
+    status, out, _, calls = checkout.set_up(**env)
+    assert status == 0
+    assert 'no wheel of mmcv serves: compiling it' in out
+    assert calls[3:7] == ['onedl_mmcv-9.whl', OPENCV, MMCV, OPENCV]
+    assert calls[7:9] == ['cache', '--force-reinstall onedl-mmcv']
 
 
 def test_first_call_installs_step_by_step_and_the_second_is_quiet(checkout):
@@ -203,10 +237,11 @@ def test_first_call_installs_step_by_step_and_the_second_is_quiet(checkout):
     checkout.add_compiler()
     status, out, err, calls = checkout.set_up()
     assert (status, err) == (0, '')
-    assert [line.split()[1] for line in out.splitlines()[1:-1]] == [f'[{i}/5]' for i in range(1, 6)]
-    assert calls[:4] == [BUILD, TORCH, MMCV, OPENCV]
-    assert 'onedl-mmdetection' in calls[4]
-    assert calls[5:] == ['--editable']
+    titles = [line.split()[1] for line in out.splitlines() if '[' in line]
+    assert titles == [f'[{i}/5]' for i in range(1, 6)]
+    assert calls[:5] == [DOWNLOAD, BUILD, TORCH, MMCV, OPENCV]
+    assert 'onedl-mmdetection' in calls[5]
+    assert calls[6:] == ['--editable']
 
     start = time.monotonic()
     assert checkout.set_up() == (0, '', '', [])
@@ -218,13 +253,13 @@ def test_goes_on_after_a_failure(checkout):
     checkout.add_compiler()
     status, _, err, calls = checkout.set_up(PIP_FAILS='onedl-mmcv')
     assert status == 1
-    assert calls == [BUILD, TORCH, MMCV]
+    assert calls == [DOWNLOAD, BUILD, TORCH, MMCV]
     assert "no network for ['onedl-mmcv']" in err
     assert 'calling this again goes on from here' in err
 
     status, _, _, calls = checkout.set_up()
     assert status == 0
-    assert calls[:3] == [BUILD, TORCH, MMCV], 'pip itself skips what is there'
+    assert calls[:4] == [DOWNLOAD, BUILD, TORCH, MMCV], 'pip itself skips what is there'
     assert calls[-1] == '--editable'
 
 
@@ -234,14 +269,14 @@ def test_mmcv_without_ops_is_reported_and_compiled_again(checkout):
     status, out, _, calls = checkout.set_up(MMCV='without ops')
     assert status == 0
     assert "the mmcv installed here, or in pip's cache, has no ops that fit" in out
-    assert calls[2:6] == [MMCV, OPENCV, 'cache', '--force-reinstall onedl-mmcv']
+    assert calls[3:7] == [MMCV, OPENCV, 'cache', '--force-reinstall onedl-mmcv']
 
 
 def test_uninstalled_ops_are_missed(ready):
     (ready.site / 'mmcv/_ext.py').unlink()
     status, _, _, calls = ready.set_up()
     assert status == 0
-    assert calls[2:4] == [MMCV, OPENCV]
+    assert calls[3:5] == [MMCV, OPENCV]
     assert (ready.site / 'mmcv/_ext.py').exists()
 
 
@@ -250,7 +285,7 @@ def test_new_pins_are_installed(ready):
     requirements.write_text(requirements.read_text().replace('ruff==', 'ruff==1'))
     status, _, _, calls = ready.set_up()
     assert status == 0
-    assert 'ruff' in calls[4]
+    assert 'ruff' in calls[5]
     assert ready.set_up() == (0, '', '', [])
 
 
@@ -259,8 +294,8 @@ def test_gpu_without_cuda_compiler(checkout):
     checkout.add_compiler()
     status, _, err, calls = checkout.set_up(GPU='1')
     assert status == 1
-    assert calls == [BUILD, TORCH]
-    assert 'there is no CUDA compiler (nvcc). Install the toolkit of CUDA 12.8' in err
+    assert calls == [DOWNLOAD, BUILD, TORCH]
+    assert '/usr/local/cuda/bin/nvcc is no compiler of CUDA 12. Install the toolkit of CUDA 12.8' in err
     assert 'MMDAT_CPU_ONLY=1' in err
 
     cuda = checkout.bin.parent / 'cuda'
@@ -270,7 +305,7 @@ def test_gpu_without_cuda_compiler(checkout):
     nvcc.chmod(0o755)
     status, _, err, _ = checkout.set_up(GPU='1', CUDA_HOME=str(cuda))
     assert status == 1
-    assert 'is of CUDA 13.0. Install the toolkit of CUDA 12.8' in err
+    assert f'{cuda}/bin/nvcc is no compiler of CUDA 12.' in err
 
     assert checkout.set_up(GPU='1', MMDAT_CPU_ONLY='1')[0] == 0
     assert checkout.set_up(GPU='1') == (0, '', '', [])
@@ -282,7 +317,7 @@ def test_broken_venv_is_made_anew(ready):
     status, out, _, calls = ready.set_up()
     assert status == 0
     assert f'making {ready.root}/.venv' in out
-    assert len(calls) == 6
+    assert len(calls) == 7
 
 
 def test_venv_of_another_version_is_left_alone(checkout):
@@ -299,21 +334,19 @@ def test_venv_of_another_version_is_left_alone(checkout):
 
 
 def test_half_installed_package_is_installed_again(ready):
-    whole, cut, killed = (ready.site / f'{name}-1.0.dist-info' for name in ('whole', 'cut', 'killed'))
-    for info in (whole, cut, killed):
+    whole, killed = (ready.site / f'{name}-1.0.dist-info' for name in ('whole', 'killed'))
+    for info in (whole, killed):
         info.mkdir()
-    for info in (whole, cut):
         (info / 'INSTALLER').write_text('pip')
-        (info / 'RECORD').write_text(f'{info.stem}.py,sha256=0,1\n{info.name}/RECORD,,\n')
-    (ready.site / 'whole-1.0.py').write_text('1')
+    (whole / 'RECORD').touch()
+    (ready.site / '~emoved').mkdir()
     (ready.root / '.venv/setup.done').unlink()
     status, out, _, _ = ready.set_up()
     assert status == 0
-    assert 'cut-1.0 is only half installed' in out
     assert 'killed-1.0 is only half installed' in out
     assert whole.exists()
-    assert not cut.exists()
     assert not killed.exists()
+    assert not (ready.site / '~emoved').exists()
 
 
 def test_calls_at_the_same_time_take_turns(checkout):
@@ -323,4 +356,4 @@ def test_calls_at_the_same_time_take_turns(checkout):
     outputs = sorted((process.communicate(timeout=120)[0] for process in processes), key=len)
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0] == 'set-up: another set-up of this checkout is running; waiting for it\n'
-    assert len(checkout.calls.read_text().splitlines()) == 6
+    assert len(checkout.calls.read_text().splitlines()) == 7
