@@ -170,7 +170,7 @@ def test_unfit_pythons(checkout):
     status, _, err, _ = checkout.set_up()
     assert status == 1
     assert err.count('\n') == 1
-    assert 'python3.12 does not run, python3.11 has no venv module (Debian, Ubuntu: apt-get install python3.' in err
+    assert 'python3.12 does not run, python3.11 has no venv module (Debian, Ubuntu: apt-get install' in err
     assert 'python3 is Python 3.13' in err
 
 
@@ -189,7 +189,7 @@ def test_neither_wheel_nor_compiler(checkout):
     assert calls == [DOWNLOAD]
     assert err.count('\n') == 1
     assert 'no wheel of mmcv for this Python in https://mmwheels.onedl.ai/' in err
-    assert "needs a C++17 compiler and Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev" in err
+    assert "needs a C++17 compiler and Python's headers (Debian, Ubuntu: apt-get install g++" in err
     assert 'c++: ' in err
 
 

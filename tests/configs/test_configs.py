@@ -36,13 +36,30 @@ def test_config_builds(name):
 
     decays = weight_decays(optim_wrapper.optimizer)
     assert decays.keys() == {p for p in model.parameters() if p.requires_grad}
-    no_biases = name.startswith(('imagenet', 'ablation'))  # other recipes let biases decay
+    no_biases = name.startswith(('imagenet', 'ablation', 'rtmdet'))  # other recipes let biases decay
+    embeddings = ('query_embed', 'query_feat', 'level_embed') if name.startswith('mask2former') else ()
     expected = {}
     for module_name, module in model.named_modules():
         for key, p in module.named_parameters(recurse=False):
             spared = isinstance(module, NORMS) or 'position_bias' in f'{module_name}.{key}'
             spared |= no_biases and p.ndim == 1
+            spared |= f'{module_name}.{key}'.startswith(tuple(f'panoptic_head.{e}' for e in embeddings))
             expected[p] = 0.0 if spared else cfg.optim_wrapper.optimizer.weight_decay
     for key, p in model.named_parameters():
         assert decays.get(p, expected[p]) == expected[p], key
     assert any(p in decays for p in expected if expected[p] == 0)
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n.startswith(('mask2former', 'dino', 'segformer'))])
+def test_pretrained_backbones_learn_slower(name):
+    """A tenth of the rate of the rest, every parameter of them; under SegFormer the head learns faster."""
+    cfg = Config.fromfile(CONFIGS / name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    rates = {p: group['lr'] for group in optimizer.param_groups for p in group['params']}
+    rate = cfg.optim_wrapper.optimizer.lr
+    slow, fast = (rate, 10 * rate) if name.startswith('segformer') else (rate / 10, rate)
+    for key, p in model.named_parameters():
+        if p.requires_grad:
+            assert rates[p] == pytest.approx(slow if key.startswith('backbone.') else fast), key
