@@ -22,6 +22,7 @@ TITLES = {
     '8': "Deformable DETR's attention",
     '9': 'Convolutional patch embeddings',
 }
+_HEADLINES = ('Top 1 Accuracy', 'box AP', 'mask AP', 'mIoU', 'mIoU(ms+flip)')
 _COLUMNS = (
     'config',
     *('GFLOPs, paper', 'here', 'difference'),
@@ -91,7 +92,7 @@ def paper_rows(index: str | Path) -> Iterator[Row]:
                     model['Config'],
                     Figure(place['FLOPs'], count.flops),
                     Figure(place['Parameters'], parameters),
-                    ', '.join(f'{name} {value}' for name, value in metrics),
+                    ', '.join(f'{name} {value}' for name, value in metrics if name in _HEADLINES),
                 )
 
 
