@@ -208,6 +208,14 @@ def test_the_wheels_are_for_the_pinned_torch():
     assert f'-torch{version.replace(".", "")}/' in (REPO / 'tools/setup_env.sh').read_text()
 
 
+def test_wheels_with_cuda_ops_are_for_gpus(checkout):
+    checkout.add_python()
+    assert '/cpu-torch2100/' in checkout.set_up()[2]
+    checkout.add_command('nvidia-smi', 'exit 0')
+    assert '/cu129-torch2100/' in checkout.set_up()[2]
+    assert '/cpu-torch2100/' in checkout.set_up(MMDAT_CPU_ONLY='1')[2]
+
+
 def test_a_wheel_saves_the_compiler(checkout):
     checkout.add_python()
     status, out, err, calls = checkout.set_up(MMCV_WHEELS='file:///index', INDEX_WITH_WHEEL='file:///index')

@@ -12,7 +12,8 @@ set -euo pipefail
 exec 3>&1 4>&2 # for messages, while the output of a step goes to the log
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv python=$root/.venv/bin/python log=$root/.venv/setup.log stamp=$root/.venv/setup.done
-wheels=${MMCV_WHEELS:-https://mmwheels.onedl.ai/cu128-torch2100/simple/} # for the pinned torch, as PyPI has it
+build=$(if command -v nvidia-smi >/dev/null && [[ ${MMDAT_CPU_ONLY:-0} != 1 ]]; then echo cu129; else echo cpu; fi)
+wheels=${MMCV_WHEELS:-https://mmwheels.onedl.ai/$build-torch2100/simple/} # for the pinned torch
 
 say() { printf 'set-up: %s\n' "$*" >&3; }
 die() { printf 'set-up: %s\n' "$*" >&4 && exit 1; }
