@@ -1,9 +1,11 @@
 from collections.abc import Mapping
 from copy import deepcopy
+from logging import WARNING
 from os import PathLike
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
@@ -38,10 +40,10 @@ def init_model(
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         settings = deepcopy(cfg.model)
         if cfg.get('data_preprocessor') is not None:
-            settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+            settings.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
         model = revert_sync_batchnorm(MODELS.build(settings))
         content = load_model(model, str(checkpoint), cfg.get('load_generation'))
-        model.dataset_meta = _describe_data_set(content.get('meta') or {}, cfg, count_classes(model))
+    model.dataset_meta = _describe_data_set(content.get('meta') or {}, cfg, count_classes(model))
     model.cfg = cfg
     return model.to(device).eval()
 
@@ -111,6 +113,9 @@ def _describe_test_data(cfg: Config) -> dict:
     if not settings:
         return {}
     try:
-        return dict(DATASETS.build(settings | dict(lazy_init=True, pipeline=[])).metainfo)
-    except Exception:  # some data sets need their files even so
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            return dict(DATASETS.build(settings | dict(lazy_init=True, pipeline=[])).metainfo)
+    except Exception as error:  # some data sets need their files even so
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        print_log(f'classes are not read from the test data of the config ({reason})', 'current', WARNING)
         return dict(settings.get('metainfo') or {})

@@ -70,7 +70,7 @@ class Describer:
         if 'masks' in instances:
             from mmdet.structures.mask import encode_mask_results
 
-            masks = encode_mask_results(instances.masks)
+            masks = encode_mask_results(np.asarray(instances.masks))
         image_id = self._coco.image_id(path)
         entries = []
         for label, box, score, mask in zip(
