@@ -5,22 +5,24 @@ import torch
 from conftest import ROOT
 from mmengine.registry import MODELS, DefaultScope
 
+from mmdat.apis.models import count_classes
 from mmdat.architectures import ARCHITECTURES
 from mmdat.checkpoint import CheckpointError
 from mmdat.checkpoint.contents import Weights
 from mmdat.checkpoint.kinds import check_kind, find_kind
 from mmdat.engine import load_config
 
-FOLDERS = ('cascade_mask_rcnn', 'mask_rcnn', 'retinanet', 'upernet', 'semantic_fpn', 'imagenet')
+CLASSES = dict(cascade_mask_rcnn=80, mask_rcnn=80, retinanet=80, upernet=150, semantic_fpn=150, imagenet=1000)
 SEGMENTOR = ['backbone.x', 'decode_head.conv_seg.weight']
 
 
-@pytest.mark.parametrize('folder', FOLDERS)
+@pytest.mark.parametrize('folder', CLASSES)
 def test_kinds_of_the_configs(folder):
     cfg = load_config(str(min((ROOT / 'configs' / folder).glob('dat_t_*.py'))))
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert find_kind(model.state_dict()).folder == folder
+    assert count_classes(model) == CLASSES[folder]
 
 
 def weights(*names, arch='tiny'):

@@ -1,12 +1,13 @@
 """`tools/infer.py` for a detector, a segmentor and a classifier."""
 
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from conftest import DATA, ROOT
 from helpers.predictors import CONFIGS, save_random, small_config, write_image
 
 from mmdat.apis import inference, init_model
@@ -54,10 +55,10 @@ def names_below(folder):
 @pytest.mark.parametrize('kind', CONFIGS)
 def test_real_images(folder, infer, files, kind):
     """Files hold what `inference` predicts, and each image has its picture, of its size."""
-    paths = sorted(map(str, REAL[kind].iterdir()))[:3]
+    paths = sorted(map(str, REAL[kind].iterdir()))[:2]
     code, output, entries = infer(kind, *paths, '--batch-size', '2', '--score-thr', '0')
     assert code == 0, output
-    assert '3 images done, 0 failed: out' in output
+    assert '2 images done, 0 failed: out' in output
     stems = [path.rpartition('/')[2].rpartition('.')[0] for path in paths]
     suffix = 'png' if kind == 'segmentor' else 'json'
     pictures = {f'pictures/{stem}.jpg' for stem in stems}
@@ -270,3 +271,24 @@ def test_checkpoints_that_do_not_fit(folder, infer, files, case):
     (error,) = [line for line in output.splitlines() if line.startswith('error: ')]
     assert message in error
     assert entries is None
+
+
+def test_options_of_the_docs(run_here):
+    code, output = run_here('infer.py', '--help')
+    assert code == 0
+    named = set(re.findall(r'--[a-z-]+', (ROOT / 'docs/inference.md').read_text()))
+    assert named == set(re.findall(r'--[a-z-]+', output)) - {'--help'}
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/inference.md'])
+def test_python_of_the_docs(folder, files, monkeypatch, page):
+    """The lines as they stand, but for another config and checkpoint."""
+    block = re.search(r'```python\n(from mmdat\.apis.*?)```', (ROOT / page).read_text(), re.DOTALL)[1]
+    for name in ('a', 'b', 'photo'):
+        write_image(folder / f'{name}.jpg')
+    replaced = re.sub(r"'mmdat://\w+'", repr(files['detector'][1]), block)
+    replaced = re.sub(r"'(mmdat::|configs/)\S+\.py'", repr(files['detector'][0]), replaced)
+    assert 'dat_pp' not in replaced
+    exec(replaced, names := {})
+    result = names['results'][1] if page == 'README.md' else names['result']
+    assert len(result.pred_instances) == 5
