@@ -2,7 +2,7 @@
 
 from .drawing import draw
 from .images import ImageError
-from .inference import inference
 from .models import init_model
+from .prediction import inference
 
 __all__ = ['ImageError', 'draw', 'inference', 'init_model']

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmdat.apis import ImageError, draw, inference, init_model
-from mmdat.apis.inference import LOOK_AHEAD, predict
+from mmdat.apis.prediction import LOOK_AHEAD, predict
 
 SIZES = [(60, 90), (90, 60), (60, 90), (60, 91), (60, 90), (90, 60)]
 

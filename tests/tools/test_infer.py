@@ -1,6 +1,8 @@
 """`tools/infer.py` for a detector, a segmentor and a classifier."""
 
+import errno
 import json
+import os
 import re
 
 import cv2
@@ -196,6 +198,38 @@ def test_an_interrupted_run_loses_nothing(folder, infer, monkeypatch):
     names = ('predictions/{}.json', 'pictures/{}.jpg')
     expected = {name.format(letter) for name in names for letter in 'ab'} | {'predictions.json'}
     assert names_below(folder / 'out') == expected
+
+
+def test_a_full_disk_ends_the_run(folder, infer, monkeypatch):
+    for name in 'abc':
+        write_image(folder / f'photos/{name}.jpg')
+    replace = os.replace
+
+    def full_at_b(source, target):
+        if target.endswith('b.json') or (folder / 'out/pictures/a.jpg').exists():
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', full_at_b)
+    code, output, _ = infer('classifier', 'photos')
+    assert code == 1
+    assert re.findall('error: .*', output) == [
+        'error: no room to write out/predictions.json: what lies there already is whole'
+    ]
+    assert names_below(folder / 'out') == {'predictions/a.json', 'pictures/a.jpg'}
+
+
+def test_a_batch_that_is_too_large(folder, infer, monkeypatch):
+    def no_memory(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')
+
+    write_image(folder / 'a.jpg')
+    monkeypatch.setattr('mmdat.apis.prediction.pseudo_collate', no_memory)
+    code, output, _ = infer('classifier', 'a.jpg', '--batch-size', '7')
+    assert code == 1
+    assert re.findall('error: .*', output) == [
+        'error: no memory for a batch of 7: take a smaller --batch-size'
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 from ...apis import ImageError, init_model
 from ...apis.drawing import draw_on_pixels
 from ...apis.images import Preparation
-from ...apis.inference import predict
+from ...apis.prediction import predict
 from ...errors import UserError
 from ..errors import in_one_line
 from .folder import PICTURES, PREDICTIONS, ResultError, ResultFolder
