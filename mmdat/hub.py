@@ -1,9 +1,12 @@
 """mmdat's configs by name, `mmdat::mask_rcnn/dat_t_3x_coco.py`, for MMEngine's configs and hub."""
 
+import os.path as osp
 from functools import wraps
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+
+from .errors import UserError
 
 
 def register_package() -> None:
@@ -15,6 +18,27 @@ def register_package() -> None:
         return
     MODULE2PACKAGE['mmdat'] = 'mmdat'
     Config._get_cfg_path = staticmethod(_without_scope(Config._get_cfg_path))
+
+
+def find_config(name: str) -> str:
+    """The path of a config.
+
+    Args:
+        name: A path, which comes back as it is, or `PACKAGE::CONFIG` of a package of OpenMMLab, for instance
+            `mmdat::mask_rcnn/dat_t_3x_coco.py`.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    path = name
+    if '::' in name:
+        try:
+            path = Config._get_cfg_path(name, '')[0]
+        except (AssertionError, ImportError, OSError, ValueError) as error:
+            raise UserError(f'config {name} cannot be found: {str(error) or type(error).__name__}') from error
+    if not osp.isfile(path):
+        raise UserError(f'config {name} does not exist')
+    return path
 
 
 def _without_scope(get_cfg_path):

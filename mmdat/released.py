@@ -19,6 +19,8 @@ class Release:
             two generations share theirs.
         share: Identifier of the share in the Tsinghua Cloud.
         results: The authors' figures, percent.
+        sha256: Of the file, in hexadecimal. `None` where it is unknown, as it is for all of them today: the
+            authors do not tell it, and the files could not be downloaded where mmdat was written.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Release:
     config: str
     share: str
     results: dict[str, float] = field(default_factory=dict)
+    sha256: str | None = None
 
     @property
     def url(self) -> str:

@@ -14,10 +14,11 @@ PACKAGE = Path(mmdat.__file__).parent
 LAYERS = [
     'errors spelling rules released version',
     'architectures',
-    'checkpoint ops',
+    'checkpoint ops hub image_files',
     'layers',
     'backbones',
-    'registry optim hub utils visualization analysis demo',
+    'apis',
+    'registry optim utils visualization analysis demo',
     'benchmarks engine',
 ]
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}

@@ -9,6 +9,7 @@ from .errors import CheckpointError, join_names
 from .files import read_checkpoint
 from .fitting import LoadReport, fit, resize_bias_tables
 from .identity import check_identity
+from .kinds import check_kind
 from .locations import find_checkpoint
 
 
@@ -111,10 +112,11 @@ def load_model(
         What the file holds besides, such as `meta`.
 
     Raises:
-        CheckpointError: As `load_pretrained`.
+        CheckpointError: As `load_pretrained`, and if the file is of another kind of model.
     """
     content = read_checkpoint(find_checkpoint(checkpoint))
     weights = interpret(content, checkpoint, generation=generation)
+    check_kind(weights, model.state_dict(), has_dat=find_identity(model) is not None)
     check_weights(weights, model, ' (`load_generation` of a config)')
     fitted, report = fit(weights, model.state_dict(), ignore=ignore)
     report.check()

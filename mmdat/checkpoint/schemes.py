@@ -1,4 +1,4 @@
-"""MMEngine's own loader of checkpoints: `mmdat://` for everyone, and safe reading for mmdat's tools."""
+"""MMEngine's own loader of checkpoints: `mmdat://` and `hf://` for everyone, safe reading for our tools."""
 
 import re
 from collections import OrderedDict
@@ -11,7 +11,7 @@ from .contents import interpret
 from .errors import CheckpointError, join_names
 from .files import is_trusted, read_checkpoint
 from .identity import record_identity
-from .locations import SCHEME, find_checkpoint
+from .locations import HUGGING_FACE, SCHEME, find_checkpoint
 
 
 def load_from_mmdat(filename: str, map_location: Any = None) -> dict:
@@ -42,7 +42,7 @@ def load_from_mmdat(filename: str, map_location: Any = None) -> dict:
 
 
 def register_scheme() -> None:
-    """Makes `mmdat://NAME` known to MMEngine, for `init_cfg`, `load_from` and its `load_checkpoint`.
+    """Makes `mmdat://` and `hf://` known to MMEngine, for `init_cfg`, `load_from` and its `load_checkpoint`.
 
     The authors' addresses of these files, which the metafiles hold, mean the same.
     """
@@ -51,7 +51,7 @@ def register_scheme() -> None:
     except ImportError:  # without OpenCV there is no runner, and nothing that loads by MMEngine
         return
     addresses = [re.escape(release.url) for release in RELEASED.values()]
-    CheckpointLoader.register_scheme([SCHEME, *addresses], load_from_mmdat, force=True)
+    CheckpointLoader.register_scheme([SCHEME, HUGGING_FACE, *addresses], load_from_mmdat, force=True)
 
 
 def guard_schemes() -> None:

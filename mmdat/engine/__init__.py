@@ -7,6 +7,7 @@ from .distributed.batch_norm import CPUSyncBN
 from .distributed.sharding import FullyShardedStrategy
 from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
+from .inference import infer_files
 from .preflight import preflight
 from .resuming import resume
 from .runner import build_model, build_runner
@@ -30,6 +31,7 @@ __all__ = [
     'enable_tta',
     'enable_visualization',
     'in_one_line',
+    'infer_files',
     'load_config',
     'make_deterministic',
     'preflight',

@@ -4,8 +4,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..hub import find_config
 from .checks.names import check_options, check_top_level
-from .errors import PreflightError, in_one_line
+from .errors import in_one_line
 
 
 def load_config(
@@ -17,7 +18,7 @@ def load_config(
     """Reads a config file and applies the command line to it.
 
     Args:
-        path: Config file.
+        path: Config file, or `mmdat::` and the name of a config of the package, as in MMEngine.
         cfg_options: Settings to override, with dotted keys. `data_root` moves every path below the
             config's data root, so that a data set elsewhere needs one option.
         work_dir: Where logs and checkpoints go. By default the config's `work_dir`, or else
@@ -26,10 +27,9 @@ def load_config(
         launcher: `'none' | 'pytorch' | 'slurm' | 'mpi'`.
 
     Raises:
-        PreflightError: If there is no such file, if it cannot be read, or for names that look misspelt.
+        UserError: If there is no such file, if it cannot be read, or for names that look misspelt.
     """
-    if not osp.isfile(path):
-        raise PreflightError(f'config {path} does not exist')
+    path = find_config(path)
     with in_one_line(path):
         cfg = Config.fromfile(path)
     options = dict(cfg_options or {})

@@ -2,18 +2,17 @@
 
 import fcntl
 import logging
-import mimetypes
 import os.path as osp
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..image_files import explain, is_cut_jpeg
 from .errors import PreflightError
 
 # What training tolerates, as a share of its images, unless `max_broken_images` of the config says otherwise.
@@ -142,7 +141,7 @@ class DataGuard:
         paths = [path for key, value in info.items() if 'path' in key for path in _strings(value)]
         try:
             for path in paths:
-                if _is_cut_jpeg(path):
+                if is_cut_jpeg(path):
                     raise _Unusable(path, 'is cut short')
             data = type(self.dataset).prepare_data(self.dataset, index)
             self._check(data, info, paths)
@@ -152,7 +151,7 @@ class DataGuard:
         except BrokenDataError:
             raise
         except Exception as error:
-            name, reason = _explain(error, paths) or (None, None)
+            name, reason = explain(error, paths) or (None, None)
             if name is None:
                 raise RuntimeError(
                     f'{paths[0] if paths else index} could not be prepared: {type(error).__name__}: {error}'
@@ -234,52 +233,3 @@ def labels_beyond(labels: np.ndarray, classes: int, ignored: int) -> str | None:
 
 def _strings(value: Any) -> list[str]:
     return [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, str)]
-
-
-def _explain(error: Exception, paths: list[str]) -> tuple[str, str] | None:
-    """The file that made a pipeline fail, and what is wrong with it, if it is one of the files."""
-    for path in paths:
-        if reason := why_unreadable(path):
-            return path, reason
-    if isinstance(error, cv2.error) and 'resize' in str(error) and paths:
-        return paths[0], 'is too long and narrow: resized, no pixel would be left'
-    return None
-
-
-def why_unreadable(path: str) -> str | None:
-    """What is wrong with an image file, to follow its name; `None` if nothing is, or no one can tell."""
-    if '://' in path:
-        return None
-    try:
-        with open(path, 'rb') as file:
-            content = file.read()
-    except OSError as error:
-        return f'cannot be read ({error.strerror})'
-    if not content:
-        return 'is empty'
-    if not (mimetypes.guess_type(path)[0] or '').startswith('image/'):
-        return None
-    if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is None:
-        return 'is cut short or no image'
-    return None
-
-
-def _is_cut_jpeg(path: str) -> bool:
-    """Whether a JPEG ends before its end marker. Decoders differ in what they make of such a file."""
-    if not path.lower().endswith(('.jpg', '.jpeg')) or '://' in path:
-        return False
-    try:
-        with open(path, 'rb') as file:
-            start = file.read(2)
-            file.seek(-2, 2)
-            if start != b'\xff\xd8' or file.read(2) == b'\xff\xd9':
-                return False
-            file.seek(0)
-            content = file.read()
-    except OSError:
-        return False  # the pipeline will say so
-    # Something may follow the image, and the header may hold a thumbnail with markers of its own
-    position = 2
-    while content[position : position + 1] == b'\xff' and content[position + 1 : position + 2] != b'\xda':
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], 'big')
-    return b'\xff\xd9' not in content[position:]

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from ..checkpoint.files import check_whole
-from ..checkpoint.locations import SCHEME
+from ..checkpoint.locations import HUGGING_FACE, SCHEME
 from .checks.building import check_classes, try_data, try_model, try_optimizer
 from .checks.data import check_annotations
 from .checks.environment import check_mmcv_ops
@@ -155,7 +155,7 @@ def brings_weights(cfg: Config, part: str) -> bool:
 
 
 def _check_checkpoint(checkpoint: str, hint: str = '') -> None:
-    is_mine = '://' not in checkpoint or checkpoint.startswith((SCHEME, 'http://', 'https://'))
+    is_mine = '://' not in checkpoint or checkpoint.startswith((SCHEME, HUGGING_FACE, 'http://', 'https://'))
     if not is_mine:  # MMEngine looks up torchvision:// and the like
         return
     try:

@@ -1,3 +1,4 @@
+from .channels_first import ChannelsFirst
 from .deformable_attention import DeformableAttention
 from .deformable_detr_attention import DeformableDETRAttention
 from .depthwise_conv import DepthwiseConv
@@ -11,6 +12,7 @@ from .window_attention import WindowAttention
 
 __all__ = [
     'MLP',
+    'ChannelsFirst',
     'ConvStem',
     'DeformableAttention',
     'DeformableDETRAttention',

@@ -1,13 +1,17 @@
+import dataclasses
+import hashlib
 import io
 import multiprocessing
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.published import save_malicious
 from helpers.server import running_server
+from mmengine.runner import CheckpointLoader
 
 from mmdat.checkpoint import CheckpointError, find_checkpoint
 from mmdat.checkpoint.download import download
@@ -184,3 +188,61 @@ def test_processes_that_start_together_download_once(server, home, monkeypatch):
         assert process.exitcode == 0
     assert len(server.requests) == 1
     assert files_below(home) == {'dat_tiny_in1k_224.pth'}
+
+
+def known_sha256(monkeypatch, content):
+    release = dataclasses.replace(RELEASED['dat_tiny_in1k_224'], sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(RELEASED, release.name, release)
+
+
+def test_released_files_are_what_they_were(server, home, monkeypatch):
+    server.files['/dat_tiny_in1k_224.pth'] = content = saved(WEIGHTS)
+    monkeypatch.setenv('MMDAT_MIRROR', server.url)
+    known_sha256(monkeypatch, content)
+    path = find_checkpoint('mmdat://dat_tiny_in1k_224')
+    assert find_checkpoint('mmdat://dat_tiny_in1k_224') == path
+
+
+def test_released_files_that_are_others(server, home, monkeypatch):
+    server.files['/dat_tiny_in1k_224.pth'] = saved({'a': torch.ones(1)})
+    monkeypatch.setenv('MMDAT_MIRROR', server.url)
+    known_sha256(monkeypatch, saved(WEIGHTS))
+    for _ in range(2):  # as it is downloaded, and as it lies in the cache
+        with pytest.raises(
+            CheckpointError, match=r'dat_tiny_in1k_224\.pth is not the released .* SHA-256 is'
+        ):
+            find_checkpoint('mmdat://dat_tiny_in1k_224')
+    path = f'{cache_folder()}/dat_tiny_in1k_224.pth'
+    assert find_checkpoint(path) == path
+
+
+class FakeHub:
+    def __init__(self, path):
+        self.path, self.calls = str(path), []
+
+    def hf_hub_download(self, repo_id, filename, revision=None):
+        self.calls.append((repo_id, filename, revision))
+        if filename == 'none.pth':
+            raise ValueError('404 Client Error.\n\nEntry not found')
+        return self.path
+
+
+def test_files_of_the_hugging_face_hub(home, monkeypatch):
+    torch.save(WEIGHTS, home / 'x.pth')
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', hub := FakeHub(home / 'x.pth'))
+    assert find_checkpoint('hf://org/repo/x.pth') == str(home / 'x.pth')
+    find_checkpoint('hf://org/repo@v1.0/weights/x.pth')
+    assert hub.calls == [('org/repo', 'x.pth', None), ('org/repo', 'weights/x.pth', 'v1.0')]
+    with pytest.raises(
+        CheckpointError, match=r'downloaded \(ValueError: 404 Client Error\. Entry not found\)$'
+    ):
+        find_checkpoint('hf://org/repo/none.pth')
+    with pytest.raises(CheckpointError, match='must be hf://ORG/REPO/FILE'):
+        find_checkpoint('hf://org/x.pth')
+    assert list(CheckpointLoader.load_checkpoint('hf://org/repo/x.pth')['state_dict']) == list(WEIGHTS)
+
+
+def test_the_hugging_face_hub_is_optional(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(CheckpointError, match=r'`pip install huggingface_hub`.*co/org/repo/tree/main, and'):
+        find_checkpoint('hf://org/repo/x.pth')

@@ -3,6 +3,7 @@ from conftest import ROOT
 
 from mmdat.engine import load_config
 from mmdat.engine.config import name_run
+from mmdat.errors import UserError
 
 CONFIG = """
 data_root = 'data/coco/'
@@ -61,3 +62,17 @@ def test_work_dir_of_a_config_named_from_within_configs(tmp_path, monkeypatch):
 def test_each_config_has_a_work_dir_of_its_own():
     configs = [str(path) for path in (ROOT / 'configs').glob('[!_]*/*.py')]
     assert len({name_run(path) for path in configs}) == len(configs) > 60
+
+
+def test_configs_by_name():
+    cfg = load_config('mmdat::mask_rcnn/dat_t_1x_coco.py', {'data_root': '/mnt/coco'})
+    assert cfg.model.backbone.type == 'mmdat.DAT'
+    assert cfg.test_dataloader.dataset.data_root == '/mnt/coco/'
+    assert cfg.work_dir == 'work_dirs/mask_rcnn/dat_t_1x_coco'
+
+
+@pytest.mark.parametrize('name', ['mmdat::mask_rcnn/dat_x.py', 'mmdat::dat_x.py', 'nolib::a/b.py', 'mmdat::'])
+def test_names_of_no_config(name):
+    with pytest.raises(UserError, match=f'^config {name} ') as info:
+        load_config(name)
+    assert '\n' not in str(info.value)

@@ -58,6 +58,7 @@ DOORS = {
     ),
     'converter': (['convert_checkpoint.py', '{}', 'clean.pth', '--config', 'config.py'], []),
     'pictures': (['visualize_key_points.py', 'config.py', '{}', 'image.png'], []),
+    'inference': (['infer.py', 'config.py', '{}', 'data/a', '--out', 'out'], []),
 }
 
 
@@ -82,7 +83,8 @@ def assert_refused(folder: Path, code: int, output: str, message: str) -> None:
     assert line.startswith('error: ')
     assert message in line
     assert rest.startswith('going on from') or not rest
-    assert {path.name for path in folder.iterdir()} <= {'config.py', 'data', 'files', 'home'}
+    assert {path.name for path in folder.iterdir()} <= {'config.py', 'data', 'files', 'home', 'out'}
+    assert not list(folder.glob('out/*'))
 
 
 @pytest.mark.parametrize('kind', MALICIOUS)
@@ -266,6 +268,7 @@ def test_a_file_that_does_not_tell_its_generation(folder, enter, door):
         'init_cfg': 'generation=...)',
         'resume': 'no state',
         'pictures': 'load_generation',
+        'inference': 'load_generation',
     }
     assert how.get(door, '--cfg-options load_generation=') in output
     if door == 'converter':

@@ -16,7 +16,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
-from ..data_guard import MAX_BROKEN_IMAGES, labels_beyond, no_label_map, tolerated, why_unreadable
+from ...image_files import why_unreadable
+from ..data_guard import MAX_BROKEN_IMAGES, labels_beyond, no_label_map, tolerated
 from ..errors import PreflightError
 
 _SAMPLE = 50  # label maps that are read
