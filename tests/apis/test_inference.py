@@ -58,7 +58,10 @@ def infer_by_the_library(model, kind, path):
     from mmpretrain.apis import ImageClassificationInferencer
 
     model._config = model.cfg.copy()
-    return ImageClassificationInferencer(model)(path, return_datasamples=True)[0]
+    with DefaultScope.overwrite_default_scope(
+        'mmpretrain'
+    ):  # it looks its transforms up by the scope of the process
+        return ImageClassificationInferencer(model)(path, return_datasamples=True)[0]
 
 
 def test_predictions_are_the_librarys(model, kind, images):
