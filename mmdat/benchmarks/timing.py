@@ -38,11 +38,16 @@ def checked_device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        UserError: If it is a GPU that PyTorch does not see.
+        UserError: If there is none, or it is a GPU that PyTorch does not see.
     """
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f'{name!r} is no device of PyTorch, such as cpu, cuda or cuda:1') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise UserError(f'PyTorch {torch.__version__} sees no GPU here: --device cpu measures the processor')
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'there is no {name} here, PyTorch sees {torch.cuda.device_count()} GPUs')
     return device
 
 

@@ -143,7 +143,7 @@ def _dependencies(
         'backend': backend.name,
         'device': torch.cuda.get_device_name(device) if cuda else device.type,
         'capability': str(torch.cuda.get_device_capability(device)) if cuda else '',
-        'driver': _driver() if cuda else '',
+        'driver': driver_version() if cuda else '',
         'torch': torch.__version__,
         'dtype': str(dtype),
         'tf32': str(_tf32(device, dtype)),
@@ -153,7 +153,7 @@ def _dependencies(
 
 
 @cache
-def _driver() -> str:
+def driver_version() -> str:
     """Version of NVIDIA's driver, as far as Linux tells."""
     try:
         said = Path('/proc/driver/nvidia/version').read_text()
@@ -165,7 +165,10 @@ def _driver() -> str:
 
 def _tf32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products of float32 may be rounded to TF32, so that another kernel is used."""
-    return device.type == 'cuda' and dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    if device.type != 'cuda' or dtype != torch.float32:
+        return False
+    matmul = torch.backends.cuda.matmul  # whose older attribute raises where the newer one was set
+    return matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
 
 
 def _read(path: Path) -> dict | None:
