@@ -1,11 +1,12 @@
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..benchmarks.timing import checked_device
+from ..benchmarks.timing import checked_device, in_one_line
 from ..errors import UserError
 from ..ops.ladder import asked_for
 from .environment import devices, variable
@@ -30,17 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
         parser.error(f'--out needs a file in a folder that exists, got {args.out}')
     try:
-        report, failed = _check(args)
+        return int(_check(args))
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    if args.out:
-        args.out.write_text(report)
-    return int(failed)
 
 
-def _check(args: argparse.Namespace) -> tuple[str, bool]:
-    """The report, printed piece by piece as it grows, and whether a check failed."""
+def _check(args: argparse.Namespace) -> bool:
+    """Prints the report piece by piece as it grows, and says whether a check failed."""
     chosen = [checked_device(args.device)] if args.device else devices()
     try:
         asked_for()
@@ -51,14 +49,25 @@ def _check(args: argparse.Namespace) -> tuple[str, bool]:
     def tell(piece: str) -> None:
         print(f'{piece}\n', flush=True)
         pieces.append(piece)
+        if args.out:
+            args.out.write_text('\n\n'.join(pieces) + '\n')
+
+    def attempt(section: Callable[[], str]) -> int:
+        """1 if the section itself fails: after some errors of a kernel a GPU does nothing any more."""
+        try:
+            tell(section())
+        except Exception as error:
+            tell(f'**{in_one_line(error)}**')
+            return 1
+        return 0
 
     tell('# mmdat check')
-    tell(environment_section())
+    failures = total = 0
+    failures += attempt(environment_section)
     for device in chosen:
-        tell(choices_section(device))
+        failures += attempt(partial(choices_section, device))
     torch.set_float32_matmul_precision('highest')
     torch.backends.cudnn.allow_tf32 = False
-    failures = total = 0
     # a kernel that the self-check refuses is looked at, too: what is wrong with it is what a report is for
     with variable('MMDAT_SELF_CHECK', '0'):
         for device in chosen:
@@ -70,9 +79,9 @@ def _check(args: argparse.Namespace) -> tuple[str, bool]:
         if not args.no_times:
             for device in chosen:
                 print(f'timing {device}', file=sys.stderr)
-                tell(times_section(device, args.quick))
-    tell(f'**{failures} of {total} checks failed.**' if failures else f'**All {total} checks passed.**')
-    return '\n\n'.join(pieces) + '\n', bool(failures)
+                failures += attempt(partial(times_section, device, args.quick))
+    tell(f'**Of {total} checks {failures} failed.**' if failures else f'**All {total} checks passed.**')
+    return bool(failures)
 
 
 if __name__ == '__main__':

@@ -79,11 +79,20 @@ def test_wrong_backends_are_not_timed_and_broken_ones_stop_nobody(fake_times, mo
     def out_of_memory(*args, **kwargs):
         raise torch.OutOfMemoryError('CUDA out of memory | a lot')
 
-    monkeypatch.setattr(op_benchmark, 'deformable_attention', wrong)
     monkeypatch.setattr(op_benchmark.F, 'scaled_dot_product_attention', out_of_memory)
-    text = benchmark_beside_sdpa(['portable', 'reference'], [SMALL], CPU, torch.float32, 2, compiled=False)
+
+    def broken(*args, backend):
+        if backend == 'cpu':
+            raise ValueError('it cannot\nserve')
+        return wrong(*args, backend=backend)
+
+    monkeypatch.setattr(op_benchmark, 'deformable_attention', broken)
+    text = benchmark_beside_sdpa(
+        ['portable', 'cpu', 'reference'], [SMALL], CPU, torch.float32, 2, compiled=False
+    )
     errors, rows = tables(text)
-    assert [row[-1] for row in errors] == ['WRONG', 'right']
+    assert [row[-1] for row in errors] == ['WRONG', 'ValueError: it cannot', 'right']
+    assert {len(row) for row in errors} == {10}
     assert [row[1:3] for row in rows][1:] == [
         ['SDPA, no bias', 'out of memory'],
         ['SDPA, bias given', 'out of memory'],

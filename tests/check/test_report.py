@@ -73,7 +73,7 @@ def test_a_failure_is_told_and_counts(bad, told, few_cases, capsys):
     said = capsys.readouterr().out
     assert f'- portable, bad: one: {told}\n' in said
     assert '| portable | bad | 0 | 1 | 0 |' in said
-    assert said.endswith('**2 of 5 checks failed.**\n\n')
+    assert said.endswith('**Of 5 checks 2 failed.**\n\n')
 
 
 def test_many_failures_are_counted():
@@ -94,6 +94,17 @@ def test_times_are_those_beside_sdpa(few_cases, monkeypatch, capsys):
     assert len(shapes) == 2
     assert (device, dtype) == (CPU, torch.float32)
     assert '## Times on cpu\n\nTHE TIMES\n' in capsys.readouterr().out
+
+
+def test_a_section_that_fails_is_told_and_the_rest_is_kept(few_cases, monkeypatch, capsys, tmp_path):
+    def break_down(*args, **kwargs):
+        raise RuntimeError('CUDA error: an illegal memory access')
+
+    monkeypatch.setattr(report, 'benchmark_beside_sdpa', break_down)
+    path = tmp_path / 'report.md'
+    assert command.main(['--quick', '--out', str(path)]) == 1
+    assert '**RuntimeError: CUDA error: an illegal memory access**' in path.read_text()
+    assert path.read_text().endswith('**Of 3 checks 1 failed.**\n')
 
 
 def test_slow_cases_are_those_that_compile(monkeypatch):
