@@ -1,10 +1,10 @@
 """Compares a fused kernel with the equations before its first use on a card, where nobody may have run it.
 
-The check takes a few hundred milliseconds, besides compiling the kernel: two small shapes, the output and the
-five gradients, in the dtype of use, against the equations in float64 on the CPU. Its verdict is kept in the
+Two small shapes, the output and the five gradients, in the dtype of use, against the equations in float64 on
+the CPU, which takes a few hundred milliseconds besides compiling the kernel. The verdict is kept in the
 folder of `cache_folder`, under a name that holds what it depends on: the card and its driver, the versions,
-the sources of the kernel. Of processes that ask at the same time one checks, the others wait and read. Where
-`MMDAT_SELF_CHECK` is 0 no check is made and no verdict heeded.
+and the sources of the kernel. Of processes that ask at the same time one checks, the others wait and read.
+Where `MMDAT_SELF_CHECK` is 0 no check is made and no verdict heeded.
 """
 
 import hashlib

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from filelock import FileLock
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmdat.ops.deformable.backends.cpu import CPU, load
@@ -190,6 +191,18 @@ def test_one_checks_and_the_others_wait(monkeypatch):
     assert len(set(said)) == 1
     assert 'bias_table' in said[0]
     assert backend.checks == 0.5
+
+
+def test_a_lock_that_is_held_for_ever_stops_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(self_check, 'PATIENCE', 0.1)
+    backend = Counted()
+    assert verdict(backend, DEVICE, torch.float32) is None
+    (path,) = tmp_path.glob('mmdat/self_check-*.json')
+    path.unlink()
+    self_check._known.clear()
+    with FileLock(path.with_suffix('.lock')):
+        assert verdict(backend, DEVICE, torch.float32) is None
+    assert backend.checks == 2
 
 
 class Forgetful(dict):
