@@ -104,14 +104,12 @@ class Case:
         name: Which case of the group.
         look: Yields the findings.
         of_equations: Whether the equations themselves must do it in their own dtype, too.
-        slow: Left out where little time is.
     """
 
     group: str
     name: str
     look: Callable[[Subject], Iterator[Finding]]
     of_equations: bool = False
-    slow: bool = False
 
     def __call__(
         self, backend: str, device: torch.device | str = 'cpu', float32_positions: bool | None = None
@@ -458,9 +456,7 @@ CASES = (
     Case('two calls', 'bit for bit', _two_calls),
 )
 COMPILED = {
-    compiler: Case(
-        'torch.compile', compiler, partial(_compiled_layer, compiler), of_equations=True, slow=True
-    )
+    compiler: Case('torch.compile', compiler, partial(_compiled_layer, compiler), of_equations=True)
     for compiler in ('aot_eager', 'inductor')
 }
 # For backends of GPUs.

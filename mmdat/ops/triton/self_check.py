@@ -242,6 +242,8 @@ def _failures(backend: DeformableBackend, device: torch.device, dtype: torch.dty
         grad_out = grad_out.to(inputs.q.dtype)
         expected = truth(inputs, grad_out)
         on_device = Inputs(*(t.to(device) for t in inputs.tensors()), inputs.query_size, inputs.coordinates)
+        if device.type == 'cuda':  # what others have broken before is not the kernel's fault
+            torch.cuda.synchronize(device)
         try:
             with torch.cuda.device(device) if device.type == 'cuda' else nullcontext():
                 ours, again = (_run(backend, on_device, grad_out.to(device)) for _ in range(2))
