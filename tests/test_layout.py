@@ -20,6 +20,7 @@ LAYERS = [
     'apis',
     'registry optim utils visualization analysis demo',
     'benchmarks engine',
+    'check',
 ]
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms.split()}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob('*.py') if '.mim' not in path.parts)

@@ -19,7 +19,7 @@ from .timing import device_name, interleaved_timings, peak_memory
 
 WIDTHS = (96, 192, 384, 768)
 DROP_PATH_RATE = 0.2  # of both papers' tiny models
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+CPU = torch.device('cpu')
 PARTS = {
     'window attention': WindowAttention,
     'deformable attention': DeformableAttention,
@@ -30,7 +30,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Images `(B, 3, H, W)`, the maps that are asked for, and DAT's settings."""
+    """Images `(B, 3, H, W)`, the maps that are asked for, and DAT-T's settings."""
 
     name: str
     shape: tuple[int, int, int, int]
@@ -47,7 +47,7 @@ CASES = (
 
 
 def benchmark_backbones(cases: Sequence[Case] = CASES, repeats: int = 7, profile: bool = False) -> str:
-    """Compares inference and training step of DAT-T with those of Swin-T, all in one process.
+    """Compares inference and training step of DAT-T with those of Swin-T on the CPU, all in one process.
 
     All models end alike: dense models with a layer norm for each stage's map, as contiguous NCHW; classifiers
     with the norm of the last map and its mean. A training step is the forward pass with stochastic depth and
@@ -64,9 +64,9 @@ def benchmark_backbones(cases: Sequence[Case] = CASES, repeats: int = 7, profile
     """
     missing = [name for name in SWINS if find_spec(name) is None]
     lines = [
-        f'{device_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, medians '
-        f'of {repeats} with half the inter-quartile range, taking turns. Ratios are to the fastest Swin-T, '
-        'memory is the peak of a training step beyond the weights.'
+        f'{device_name(CPU)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32, '
+        f'medians of {repeats} with half the inter-quartile range, taking turns. Ratios are to the fastest '
+        'Swin-T, memory is the peak of a training step beyond the weights.'
     ]
     if missing:
         lines += ['', f'Not installed, so left out: {", ".join(missing)}.']
@@ -80,8 +80,8 @@ def benchmark_backbones(cases: Sequence[Case] = CASES, repeats: int = 7, profile
 def _compare(case: Case, repeats: int) -> list[str]:
     models = {'DAT-T': build_dat(case)}
     models |= {f'Swin-T ({name})': build(case) for name, build in SWINS.items() if find_spec(name)}
-    image = torch.randn(case.shape, device=DEVICE)
-    steps = {name: partial(train, model.to(DEVICE), image) for name, model in models.items()}
+    image = torch.randn(case.shape)
+    steps = {name: partial(train, model, image) for name, model in models.items()}
     inferences = {name: partial(infer, model, image) for name, model in models.items()}
     cells = {name: [name] for name in models}
     for contenders in (inferences, steps):
@@ -92,7 +92,7 @@ def _compare(case: Case, repeats: int) -> list[str]:
         if contenders is inferences:
             dat_seconds = timings['DAT-T'].median
     for name, step in steps.items():
-        cells[name].append(f'{peak_memory(step) / 2**20:.0f} MiB')
+        cells[name].append(f'{peak_memory(step, CPU) / 2**20:.0f} MiB')
     rate = multiply_adds(case) / dat_seconds
     peak = matrix_product_rate(case, repeats)
     columns = ('model', 'inference', 'ratio', 'training step', 'ratio', 'memory')
@@ -105,8 +105,8 @@ def _compare(case: Case, repeats: int) -> list[str]:
 
 
 def _profile(case: Case, repeats: int) -> list[str]:
-    model = build_dat(case).to(DEVICE)
-    image = torch.randn(case.shape, device=DEVICE)
+    model = build_dat(case)
+    image = torch.randn(case.shape)
     calls = _calls_of_parts(model, image)
     table = {}
     for column, run in (('inference', infer), ('training step', train)):
@@ -176,8 +176,8 @@ def matrix_product_rate(case: Case, repeats: int) -> float:
     total, contenders = 0, {}
     for i, width in enumerate(WIDTHS):
         rows = case.shape[0] * prod(-(-size // 2 ** (i + 2)) for size in case.shape[2:])
-        x, hidden = (torch.randn(rows, n, device=DEVICE) for n in (width, 4 * width))
-        weight, bias = torch.randn(4 * width, width, device=DEVICE), torch.randn(4 * width, device=DEVICE)
+        x, hidden = (torch.randn(rows, n) for n in (width, 4 * width))
+        weight, bias = torch.randn(4 * width, width), torch.randn(4 * width)
         out = torch.empty_like(x)
         contenders[f'expand {i}'] = partial(torch.addmm, bias, x, weight.t(), out=hidden)
         contenders[f'contract {i}'] = partial(torch.mm, hidden, weight, out=out)
@@ -218,13 +218,14 @@ class Mean(nn.Module):
         return self.backbone(image)[-1].mean((2, 3))
 
 
-def _dat_settings(case: Case) -> dict:
+def _dat_settings(case: Case, arch: str = 'tiny') -> dict:
     out_indices = (0, 1, 2, 3) if case.dense else (3,)
-    return dict(arch='tiny', drop_path_rate=DROP_PATH_RATE, out_indices=out_indices, **case.settings)
+    settings = case.settings if arch == 'tiny' else {}
+    return dict(arch=arch, drop_path_rate=DROP_PATH_RATE, out_indices=out_indices, **settings)
 
 
-def build_dat(case: Case) -> nn.Module:
-    model = DAT(**_dat_settings(case))
+def build_dat(case: Case, arch: str = 'tiny') -> nn.Module:
+    model = DAT(**_dat_settings(case, arch))
     return model if case.dense else Mean(model)
 
 

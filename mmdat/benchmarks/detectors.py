@@ -28,11 +28,12 @@ def benchmark_detectors(
         A Markdown table: medians with half the inter-quartile range, ratios to the first config, and
         the peak of memory beyond the weights.
     """
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     steps, inferences, shape = {}, {}, None
     for name in configs:
         cfg = get_config(name) if '::' in name else Config.fromfile(name)
         init_default_scope(cfg.default_scope)
-        step, inference, shape = _contender(cfg, data_root, index, scale)
+        step, inference, shape = _contender(cfg, data_root, index, scale, device)
         steps[name], inferences[name] = step, inference
     lines = [
         f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, '
@@ -48,14 +49,14 @@ def benchmark_detectors(
             cells[name] += [
                 f'{timing.median:.2f} ± {timing.spread:.2f} s',
                 f'{timing.median / base:.2f}',
-                f'{peak_memory(function) / 2**20:.0f} MiB',
+                f'{peak_memory(function, device) / 2**20:.0f} MiB',
             ]
     times = ('training step', 'ratio', 'peak memory', 'inference', 'ratio', 'peak memory')
     return '\n'.join([*lines, markdown_table(('config', *times), cells.values())])
 
 
 def _contender(
-    cfg: Config, data_root: str, index: int, scale: tuple[int, int]
+    cfg: Config, data_root: str, index: int, scale: tuple[int, int], device: torch.device
 ) -> tuple[Callable, Callable, tuple[int, int]]:
     from mmdet.registry import DATASETS, MODELS
 
@@ -68,7 +69,6 @@ def _contender(
         dict(type='PackDetInputs'),
     ]
     sample = DATASETS.build(dataset_cfg)[index]
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model: BaseModel = MODELS.build(ConfigDict(cfg.model)).to(device)
     data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
 

@@ -18,12 +18,13 @@ LAYERS = [
     'native.mlp native.windows',
     'deformable.coordinates',
     'deformable.inputs deformable.reference',
-    'deformable.backends.base',
+    'deformable.backends.base deformable.comparison',
+    'triton.self_check',
     'deformable.backends.portable deformable.backends.cpu',
     'deformable.backends',
     'deformable.operator',
     'deformable.dispatch',
-    'deformable native',
+    'deformable native triton',
     'flops',
     '',  # mmdat.ops itself
 ]

@@ -32,6 +32,17 @@ class Inputs(NamedTuple):
             self.sampling_locations.dtype, torch.promote_types(self.v.dtype, torch.float32)
         )
 
+    def empty_outputs(self) -> tuple[Tensor, Tensor]:
+        """Where a backend writes `out` and `lse`, see `DeformableBackend.forward`."""
+        lse_dtype = torch.promote_types(self.q.dtype, torch.float32)
+        return _channels_last(self.q), self.q.new_empty(self.q.shape[:-1], dtype=lse_dtype)
+
+    def empty_grads(self) -> tuple[Tensor, ...]:
+        """Where a backend writes the gradients of the five tensors."""
+        *rows, bias_table, sampling_locations = self.tensors()
+        grads = [_channels_last(t) for t in rows]
+        return *grads, *(t.new_empty(t.shape) for t in (bias_table, sampling_locations))
+
     def check_shapes(self) -> None:
         """Raises a `ValueError` if the tensors do not fit each other."""
         q, k, v, bias_table, sampling_locations, query_size, _ = self
@@ -60,3 +71,9 @@ class Inputs(NamedTuple):
                 f'sampling_locations must be (B, G, N_k, 2) with B = {batch}, got '
                 f'{tuple(sampling_locations.shape)}'
             )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """An empty `(B, M, N, d)`, laid out as `(B, N, M, d)`."""
+    batch, num_heads, length, head_dims = x.shape
+    return x.new_empty(batch, length, num_heads, head_dims).transpose(1, 2)

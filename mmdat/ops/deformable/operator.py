@@ -32,7 +32,7 @@ def _register(backend: DeformableBackend) -> Operators:
 
     def forward(*args) -> tuple[Tensor, Tensor]:
         inputs = _checked(args)
-        out, lse = _empty_outputs(inputs)
+        out, lse = inputs.empty_outputs()
         with torch.autocast(out.device.type, enabled=False):
             backend.forward(inputs, out, lse)
         return out, lse
@@ -41,7 +41,7 @@ def _register(backend: DeformableBackend) -> Operators:
         inputs = _checked(args)
         if grad_out.shape != out.shape or out.shape != inputs.q.shape or lse.shape != out.shape[:-1]:
             raise ValueError(f'{name}_backward: grad_out, out and lse do not fit q {tuple(inputs.q.shape)}')
-        grads = _empty_grads(inputs)
+        grads = inputs.empty_grads()
         with torch.autocast(out.device.type, enabled=False):
             backend.backward(inputs, grad_out.to(out.dtype), out, lse, grads)
         return grads
@@ -65,8 +65,8 @@ def _register(backend: DeformableBackend) -> Operators:
         '-> (Tensor, Tensor, Tensor, Tensor, Tensor)',
         **settings,
     )
-    forward_op.register_fake(lambda *args: _empty_outputs(Inputs(*args)))
-    backward_op.register_fake(lambda grad_out, out, lse, *args: _empty_grads(Inputs(*args)))
+    forward_op.register_fake(lambda *args: Inputs(*args).empty_outputs())
+    backward_op.register_fake(lambda grad_out, out, lse, *args: Inputs(*args).empty_grads())
 
     def setup_context(ctx, inputs, output):
         *tensors, ctx.query_size, ctx.coordinates = inputs
@@ -90,24 +90,6 @@ def _refuse_second_derivatives(ctx, *grads):
         'deformable attention has no second derivatives, because F.grid_sample, which samples its keys and '
         'its bias, has none'
     )
-
-
-def _empty_outputs(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    q = inputs.q
-    lse_dtype = torch.promote_types(q.dtype, torch.float32)
-    return _channels_last(q), q.new_empty(q.shape[:-1], dtype=lse_dtype)
-
-
-def _empty_grads(inputs: Inputs) -> tuple[Tensor, ...]:
-    *rows, bias_table, sampling_locations = inputs.tensors()
-    grads = [_channels_last(t) for t in rows]
-    return *grads, *(t.new_empty(t.shape) for t in (bias_table, sampling_locations))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """An empty `(B, M, N, d)`, laid out as `(B, N, M, d)`."""
-    batch, num_heads, length, head_dims = x.shape
-    return x.new_empty(batch, length, num_heads, head_dims).transpose(1, 2)
 
 
 OPERATORS = {name: _register(backend) for name, backend in BACKENDS.items()}

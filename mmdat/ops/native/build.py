@@ -47,7 +47,7 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
     """
     flags = [*FLAGS, *shlex.split(os.environ.get('MMDAT_CXXFLAGS', ''))]
     try:
-        cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmdat'
+        cache = cache_folder()
         library = cache / f'{name}-{_fingerprint(flags)}.so'
         if not library.exists():
             cache.mkdir(parents=True, exist_ok=True)
@@ -57,6 +57,11 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
         raise BuildError(f'the library of the CPU kernel cannot be kept or loaded: {error}') from error
+
+
+def cache_folder() -> Path:
+    """Where what is made once for a machine is kept; it need not exist yet."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmdat'
 
 
 @contextmanager
