@@ -10,7 +10,7 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense sizes',
+    'ladder dense sizes cache',
     'neighborhood windows',
     'native.build',
     'native.library native.operators native.chunks',
@@ -18,12 +18,16 @@ LAYERS = [
     'native.mlp native.windows',
     'deformable.coordinates',
     'deformable.inputs deformable.reference',
+    'triton.tiles triton.bias',
+    'triton.forward triton.tuning',
+    'triton.backward',
+    'triton.launch',
     'deformable.backends.base',
-    'deformable.backends.portable deformable.backends.cpu',
+    'deformable.backends.portable deformable.backends.cpu deformable.backends.triton',
     'deformable.backends',
     'deformable.operator',
     'deformable.dispatch',
-    'deformable native',
+    'deformable native triton',
     'flops',
     '',  # mmdat.ops itself
 ]

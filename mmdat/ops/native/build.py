@@ -1,8 +1,7 @@
 """Compiles a C++ kernel for the machine at hand, once, and keeps it.
 
-The library lies in `$XDG_CACHE_HOME/mmdat` (`~/.cache/mmdat` if that is not set), under a name that holds
-the sources, the flags and the kind of processor: a new release, or another machine that shares the folder,
-compiles its own.
+The library lies in the folder of `cache.py`, under a name that holds the sources, the flags and the kind of
+processor: a new release, or another machine that shares the folder, compiles its own.
 """
 
 import ctypes
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from ..cache import folder
 
 SOURCES = Path(__file__).parent / 'csrc'
 # -ffast-math would break the rounding in simd::exp2; these are its safe parts
@@ -47,7 +48,7 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
     """
     flags = [*FLAGS, *shlex.split(os.environ.get('MMDAT_CXXFLAGS', ''))]
     try:
-        cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmdat'
+        cache = folder()
         library = cache / f'{name}-{_fingerprint(flags)}.so'
         if not library.exists():
             cache.mkdir(parents=True, exist_ok=True)
