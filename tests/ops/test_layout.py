@@ -10,10 +10,10 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense sizes cache',
+    'ladder dense sizes',
     'neighborhood windows',
     'native.build',
-    'native.library native.operators native.chunks',
+    'native.library native.operators native.chunks record',
     'native.window_kernel',
     'native.mlp native.windows',
     'deformable.coordinates',

@@ -1,7 +1,8 @@
 """Compiles a C++ kernel for the machine at hand, once, and keeps it.
 
-The library lies in the folder of `cache.py`, under a name that holds the sources, the flags and the kind of
-processor: a new release, or another machine that shares the folder, compiles its own.
+The library lies in `$XDG_CACHE_HOME/mmdat` (`~/.cache/mmdat` if that is not set), under a name that holds
+the sources, the flags and the kind of processor: a new release, or another machine that shares the folder,
+compiles its own.
 """
 
 import ctypes
@@ -17,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
-from ..cache import folder
 
 SOURCES = Path(__file__).parent / 'csrc'
 # -ffast-math would break the rounding in simd::exp2; these are its safe parts
@@ -48,7 +47,7 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
     """
     flags = [*FLAGS, *shlex.split(os.environ.get('MMDAT_CXXFLAGS', ''))]
     try:
-        cache = folder()
+        cache = cache_folder()
         library = cache / f'{name}-{_fingerprint(flags)}.so'
         if not library.exists():
             cache.mkdir(parents=True, exist_ok=True)
@@ -58,6 +57,11 @@ def load_library(name: str = 'deformable_attention') -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
         raise BuildError(f'the library of the CPU kernel cannot be kept or loaded: {error}') from error
+
+
+def cache_folder() -> Path:
+    """Where what is made once for a machine is kept; it need not exist yet."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmdat'
 
 
 @contextmanager

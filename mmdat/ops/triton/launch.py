@@ -17,7 +17,7 @@ from ..deformable.inputs import Inputs
 from .backward import keys_kernel, prepare_kernel, queries_kernel
 from .bias import pack_cells_kernel
 from .forward import forward_kernel
-from .tiles import Case, Tile, default
+from .tiles import Case, Pick, Tile, use_default
 
 _TENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _TYPES = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16'}
@@ -61,10 +61,6 @@ class Launch(NamedTuple):
             return 'fp32' if isinstance(arg, float) else 'i32'
 
         return dict(zip(self.kernel.arg_names, map(type_of, self.args)))
-
-
-# From the name of a kernel, what tiles depend on, and a trial, which runs it with a tile, to the tile to use.
-Pick = Callable[[str, Case, Callable[[Tile], None]], Tile]
 
 
 def forward(
@@ -181,7 +177,7 @@ def backward(
     trial_of_queries(pick('queries', case, trial_of_queries))
 
 
-def launches(case: Case, pick: Pick | None = None) -> list[Launch]:
+def launches(case: Case, pick: Pick = use_default) -> list[Launch]:
     """What both passes launch, in this order, with tensors without numbers on the meta device: to be
     compiled.
 
@@ -189,7 +185,6 @@ def launches(case: Case, pick: Pick | None = None) -> list[Launch]:
     else.
     """
     found: list[Launch] = []
-    pick = pick or (lambda kernel, case, trial: default(kernel, case))
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device='meta')

@@ -4,6 +4,7 @@ Sizes of images decide nothing here but the length of runs, so that a new size c
 those of `bias.py`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -74,7 +75,11 @@ def candidates(kernel: str, case: Case) -> tuple[Tile, ...]:
     return tuple(tile._replace(chunk=chunk, split=tile.warps) for tile in tiles)
 
 
-def default(kernel: str, case: Case) -> Tile:
+Trial = Callable[[Tile], None]  # runs a kernel
+Pick = Callable[[str, Case, Trial], Tile]  # says with which tile a kernel runs, after trials or without
+
+
+def use_default(kernel: str, case: Case, trial: Trial) -> Tile:
     return candidates(kernel, case)[0]
 
 

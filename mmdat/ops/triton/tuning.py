@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 
-from ..cache import Record
 from ..deformable.inputs import Inputs
-from .tiles import Case, Tile, candidates
+from ..record import Record
+from .tiles import Case, Tile, Trial, candidates
 
 WARM_UPS, REPETITIONS = 2, 5
-
-Trial = Callable[[Tile], None]
 
 _logger = logging.getLogger('mmdat')
 

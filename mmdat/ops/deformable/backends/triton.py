@@ -2,13 +2,14 @@
 
 import logging
 from functools import cache, partial
+from operator import index
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ...triton import tuning
-from ...triton.tiles import RUNS, Case, Tile, default, run_length
+from ...triton.tiles import RUNS, Case, Pick, run_length, use_default
 from ..coordinates import query_axis
 from ..inputs import Inputs
 from .base import DeformableBackend
@@ -27,6 +28,10 @@ class Triton(DeformableBackend):
 
     name = 'triton'
     device_type = 'cuda'
+
+    def __init__(self, tuned: bool = True):
+        """Whether the tiles of its kernels are tuned, or the default ones."""
+        self._tuned = tuned
 
     def dtypes(self, inputs: Inputs) -> tuple[torch.dtype, ...]:
         """Queries, keys and values in their half precision if they share one; all else in float32."""
@@ -55,9 +60,9 @@ class Triton(DeformableBackend):
             reasons.append('an image has 2^31 numbers or more')
         if not reasons:  # what is not needed is not compiled
             dtype = self.dtypes(inputs)[0]
-            reason = obstacle(
-                device, dtype, int(head_dims), int(table_height), int(table_width), _run(inputs)
-            )
+            # kernels are compiled for these sizes, so a compiler that follows must not take them for variable
+            sizes = index(head_dims), index(table_height), index(table_width)
+            reason = obstacle(device, dtype, *sizes, _run(inputs))
             if reason is not None:
                 reasons.append(reason)
         return reasons
@@ -68,7 +73,7 @@ class Triton(DeformableBackend):
         from ...triton import launch
 
         with torch.cuda.device_of(out):
-            launch.forward(inputs, out, lse, _case(inputs), _pick(inputs))
+            launch.forward(inputs, out, lse, _case(inputs), self._pick(inputs))
 
     def backward(
         self, inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
@@ -80,7 +85,12 @@ class Triton(DeformableBackend):
         from ...triton import launch
 
         with torch.cuda.device_of(out):
-            launch.backward(inputs, grad_out, out, lse, grads, _case(inputs), _pick(inputs))
+            launch.backward(inputs, grad_out, out, lse, grads, _case(inputs), self._pick(inputs))
+
+    def _pick(self, inputs: Inputs) -> Pick:
+        if not self._tuned or inputs.q.device.type != 'cuda':  # the latter in Triton's interpreter
+            return use_default
+        return partial(tuning.tuner(inputs.q.device).pick, tuning.shape_class(inputs))
 
 
 @torch.compiler.assume_constant_result
@@ -140,27 +150,22 @@ def capability(device: torch.device) -> tuple[int, int]:
 @cache
 def _compile_obstacle(device: torch.device, case: Case) -> str | None:
     """Compiles both passes for a card, on tensors without numbers, and says once if that fails."""
-    with unset_fake_temporarily(), torch.cuda.device(device):
-        try:
-            from ...triton.launch import launches
+    try:
+        from ...triton.launch import launches
 
+        with unset_fake_temporarily(), torch.cuda.device(device):
             for launch in launches(case):
                 launch.compile()
-        except Exception as error:  # Triton raises errors of many kinds, its compilers' among them
-            reason = f'Triton cannot compile its kernels: {type(error).__name__}: {_first_line(error)}'
-            _logger.warning(f'Deformable attention is slower than it could be on this card: {reason}')
-            return reason
+    except Exception as error:  # Triton raises errors of many kinds, its compilers' among them
+        reason = f'Triton cannot compile its kernels: {type(error).__name__}: {_first_line(error)}'
+        _warn(f'Deformable attention is slower than it could be on this card: {reason}')
+        return reason
     return None
 
 
-def _default(kernel: str, case: Case, trial: tuning.Trial) -> Tile:
-    return default(kernel, case)
-
-
-def _pick(inputs: Inputs):
-    if inputs.q.device.type != 'cuda':  # Triton's interpreter
-        return _default
-    return partial(tuning.tuner(inputs.q.device).pick, tuning.shape_class(inputs))
+@cache
+def _warn(message: str) -> None:
+    _logger.warning(message)
 
 
 def _case(inputs: Inputs) -> Case:

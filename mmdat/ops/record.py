@@ -1,24 +1,19 @@
-"""What is kept on disk between runs: in `$XDG_CACHE_HOME/mmdat`, or `~/.cache/mmdat` if that is not set."""
-
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from .native.build import cache_folder
 
 PATIENCE = 10  # seconds, for another process that writes
 
 _logger = logging.getLogger('mmdat')
 
 
-def folder() -> Path:
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmdat'
-
-
 class Record:
-    """Small values by key, in a JSON file that several processes share.
+    """Small values by key, in a JSON file of the folder of compiled kernels, which several processes share.
 
     It is written beside and renamed, so a reader finds all of it or what was there before. A file that cannot
     be read counts as empty, and one that cannot be written is no error: what was to be kept is found out
@@ -26,7 +21,7 @@ class Record:
     """
 
     def __init__(self, name: str):
-        self._path = folder() / f'{name}.json'
+        self._path = cache_folder() / f'{name}.json'
 
     def get(self, key: str) -> Any:
         """The value, or `None` if there is none."""
