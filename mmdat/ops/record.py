@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+from contextlib import suppress
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -37,7 +38,8 @@ class Record:
                 part.replace(self._path)
         except (OSError, NotImplementedError, Timeout) as error:  # the second where files cannot be locked
             _logger.warning(f'{self._path} cannot be written, so the next run finds it out again: {error}')
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
     def _read(self) -> dict[str, Any]:
         try:

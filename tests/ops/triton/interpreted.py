@@ -1,7 +1,10 @@
-"""The Triton kernels in Triton's interpreter, on CPU tensors; `test_interpreter.py` runs this file with
-`TRITON_INTERPRET=1`. What the interpreter cannot tell: bfloat16 and TF32, which it computes otherwise, and all of
-the compiler's part."""
+"""The Triton kernels in Triton's interpreter, on CPU tensors.
 
+`test_interpreter.py` runs this file with `TRITON_INTERPRET=1`. What the interpreter cannot tell: bfloat16 and
+TF32, which it computes otherwise, and all that the compiler does.
+"""
+
+import itertools
 import os
 
 import numpy as np
@@ -22,7 +25,7 @@ from mmdat.ops.deformable.backends import triton as triton_backend
 from mmdat.ops.deformable.inputs import Inputs
 from mmdat.ops.deformable.operator import OPERATORS
 from mmdat.ops.triton import launch
-from mmdat.ops.triton.tiles import RUNS, Case, candidates, use_default
+from mmdat.ops.triton.tiles import KERNELS, RUNS, Case, candidates, use_default
 
 assert os.environ['TRITON_INTERPRET'] == '1'
 
@@ -53,8 +56,10 @@ def random_inputs(
     head_dims=16,
     dtype=torch.float32,
 ):
-    """The five inputs, laid out as the module lays them out, and a gradient of the output. Keys stand on their
-    grid, `spread` times a normal distribution off it."""
+    """The five inputs, laid out as the module lays them out, and a gradient of the output.
+
+    Keys stand on their grid, `spread` times a normal distribution off it.
+    """
     generator = torch.Generator().manual_seed(0)
     heads = groups * heads_of_a_group
     num_keys = key_size[0] * key_size[1]
@@ -99,13 +104,11 @@ def truth(inputs, grad_out, query_size, coordinates):
 
 
 def assert_near(ours, expected, dtype=torch.float32):
-    """In float32 4e-6 for the output and 1e-5 for gradients, of the largest number in each tensor."""
+    """In float32 1e-5 of the largest number in each tensor: so exact are positions in tables of 100 knots."""
     for name in ours:
-        error = (ours[name].double() - expected[name]).abs().max() / expected[name].abs().max().clamp(
-            min=1e-2
-        )
-        tolerance = 2e-3 if dtype == torch.float16 else 4e-6 if name in ('out', 'lse') else 1e-5
-        assert error < tolerance, f'{name}: {error:.1e}'
+        size = expected[name].abs().max().clamp(min=0.25)
+        error = (ours[name].double() - expected[name]).abs().max() / size
+        assert error < (2e-3 if dtype == torch.float16 else 1e-5), f'{name}: {error:.1e}'
 
 
 def case_of(inputs, query_size, coordinates) -> Case:
@@ -134,12 +137,17 @@ SHAPES = {
     'table of many chunks': dict(
         query_size=(5, 17), key_size=(2, 3), table_size=(35, 55), coordinates='corners', spread=0.3
     ),
-    'a table of 111 x 111': dict(query_size=(9, 9), key_size=(3, 3), table_size=(111, 111)),
+    'a table of 111 x 111': dict(query_size=(5, 5), key_size=(2, 2), table_size=(111, 111)),
 }
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
-@pytest.mark.parametrize('shape', SHAPES)
+IN_HALF_PRECISION = [name for name in SHAPES if 'odd' in name or 'head' in name or 'wide' in name]
+
+
+@pytest.mark.parametrize(
+    ('shape', 'dtype'),
+    [*((name, torch.float32) for name in SHAPES), *((name, torch.float16) for name in IN_HALF_PRECISION)],
+)
 def test_truth(shape, dtype):
     settings = SHAPES[shape]
     query_size, coordinates = settings.get('query_size', (5, 6)), settings.get('coordinates', 'half_pixel')
@@ -169,53 +177,45 @@ def test_positions_on_knots(coordinates):
     assert_near(ours, truth(inputs, grad_out, query_size, coordinates))
 
 
-def all_tiles() -> list:
-    """Each tile of each kernel, whatever it is for, by the kernel's name."""
-    found = {}
-    for dtype in (torch.float16, torch.float32):
-        for head_dims in (32, 64, 128):
-            for table_size in ((13, 13), (27, 27), (111, 111)):
-                for capability in ((8, 0), (9, 0)):
-                    case = Case(capability, dtype, head_dims, table_size, 1, 'ieee')
-                    for kernel in ('forward', 'keys', 'queries'):
-                        for tile in candidates(kernel, case):
-                            # warps and stages mean nothing to the interpreter
-                            found[kernel, tile._replace(warps=0, stages=0)] = tile
-    return [(kernel, tile) for (kernel, _), tile in found.items()]
+def all_tiles() -> list[dict]:
+    """Tiles of the three kernels, by their names, until each tile of each was there."""
+    found = {kernel: {} for kernel in KERNELS}
+    for dtype, head_dims, size, capability in itertools.product(
+        (torch.float16, torch.float32), (32, 64, 128), (13, 27, 111), ((8, 0), (9, 0))
+    ):
+        case = Case(capability, dtype, head_dims, (size, size), 1, 'ieee')
+        for kernel, tiles in found.items():
+            for tile in candidates(kernel, case):
+                tiles[tile._replace(warps=0, stages=0)] = tile  # which mean nothing to the interpreter
+    count = max(map(len, found.values()))
+    in_turn = {kernel: itertools.cycle(tiles.values()) for kernel, tiles in found.items()}
+    return [{kernel: next(tiles) for kernel, tiles in in_turn.items()} for _ in range(count)]
+
+
+QUERY_SIZE = (9, 18)  # no whole number of any tile
 
 
 @pytest.fixture(scope='module')
 def problem():
-    settings = dict(query_size=(9, 19), key_size=(5, 7), table_size=(19, 21), groups=2)
-    inputs, grad_out = random_inputs(**settings)
-    monkeypatch = pytest.MonkeyPatch()
-    with monkeypatch.context() as patch:
-        patch.setattr(triton_backend, 'capability', lambda device: CAPABILITY)
-        case = case_of(inputs, (9, 19), 'half_pixel')
-    return inputs, grad_out, case, truth(inputs, grad_out, (9, 19), 'half_pixel')
+    inputs, grad_out = random_inputs(QUERY_SIZE, key_size=(5, 4), table_size=(15, 18))
+    case = Case(CAPABILITY, torch.float32, 16, (15, 18), 2, 'ieee')
+    return inputs, grad_out, case, truth(inputs, grad_out, QUERY_SIZE, 'half_pixel')
 
 
-def assert_tile(problem, kernel, tile, case):
-    inputs, grad_out, _, expected = problem
-
-    def pick(name, case, trial):
-        return tile if name == kernel else use_default(name, case, trial)
-
-    assert_near(run_with_tiles(inputs, grad_out, (9, 19), 'half_pixel', case, pick), expected)
-
-
-@pytest.mark.parametrize(('kernel', 'tile'), all_tiles(), ids=str)
-def test_every_tile(kernel, tile, problem):
-    assert_tile(problem, kernel, tile, problem[2])
+@pytest.mark.parametrize('tiles', all_tiles(), ids=str)
+def test_every_tile(tiles, problem):
+    inputs, grad_out, case, expected = problem
+    ours = run_with_tiles(
+        inputs, grad_out, QUERY_SIZE, 'half_pixel', case, lambda kernel, case, trial: tiles[kernel]
+    )
+    assert_near(ours, expected)
 
 
-@pytest.mark.parametrize('run_length', RUNS)
-def test_every_run(run_length, problem):
-    case = problem[2]
-    assert case.run == 2
-    if run_length > case.run:
-        pytest.skip('a run of 4 spans more than two cells here; the wide map has it')
-    assert_tile(problem, None, None, case._replace(run=run_length))
+def test_runs_may_be_shorter_than_they_could(problem):
+    inputs, grad_out, case, expected = problem
+    assert case_of(inputs, QUERY_SIZE, 'half_pixel').run == 2
+    ours = run_with_tiles(inputs, grad_out, QUERY_SIZE, 'half_pixel', case._replace(run=1))
+    assert_near(ours, expected)
 
 
 LAYOUTS = {
@@ -232,7 +232,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_layouts(layout):
-    inputs, grad_out = random_inputs(batch=2, groups=2)
+    inputs, grad_out = random_inputs(batch=2, table_size=(5, 5))
     *inputs, grad_out = (LAYOUTS[layout](t) for t in (*inputs, grad_out))
     results = run(inputs, grad_out, (5, 6), 'half_pixel')
     assert results['out'].transpose(1, 2).is_contiguous()
@@ -288,8 +288,8 @@ def test_nan_position_spoils_its_group_and_no_more(monkeypatch):
 
 
 def test_two_calls_are_bitwise_equal():
-    inputs, grad_out = random_inputs((9, 18), (6, 12), groups=2)
-    first, second = (run(inputs, grad_out, (9, 18), 'corners') for _ in range(2))
+    inputs, grad_out = random_inputs((3, 17), (6, 6))
+    first, second = (run(inputs, grad_out, (3, 17), 'corners') for _ in range(2))
     for name in first:
         assert first[name].equal(second[name]), name
 
@@ -329,12 +329,11 @@ def module_results(layer, forward, x):
     return out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])
 
 
-@pytest.mark.parametrize('dynamic', [False, True])
-def test_compile(dynamic, monkeypatch):
+def test_compile(monkeypatch):
     monkeypatch.setenv('MMDAT_BACKEND', 'triton')
     layer, x = small_module()
     torch.compiler.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend='aot_eager')
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend='aot_eager')
     ours = module_results(layer, compiled, x)
     monkeypatch.setenv('MMDAT_BACKEND', 'reference')
     for a, b in zip(ours, module_results(layer, layer, x)):

@@ -121,12 +121,11 @@ def obstacle(
 def card_obstacle(device: torch.device) -> str | None:
     if torch.version.hip:
         return 'the kernels were not tried on ROCm'
-    if not torch.cuda.is_available():
+    found = capability(device)
+    if found is None:
         return 'PyTorch finds no card here'
-    if capability(device) < MIN_CAPABILITY:
-        return 'the kernels need a card of sm_{}{} at least, not sm_{}{}'.format(
-            *MIN_CAPABILITY, *capability(device)
-        )
+    if found < MIN_CAPABILITY:
+        return 'the kernels need a card of sm_{}{} at least, not sm_{}{}'.format(*MIN_CAPABILITY, *found)
     return None
 
 
@@ -143,8 +142,9 @@ def triton_obstacle() -> str | None:
 
 
 @cache
-def capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a card, or `None` if it is not there, as under fake tensors on another machine."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
 
 
 @cache
