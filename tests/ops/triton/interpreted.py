@@ -186,7 +186,9 @@ def all_tiles() -> list[dict]:
         case = Case(capability, dtype, head_dims, (size, size), 1, 'ieee')
         for kernel, tiles in found.items():
             for tile in candidates(kernel, case):
-                tiles[tile._replace(warps=0, stages=0)] = tile  # which mean nothing to the interpreter
+                # warps and stages mean nothing to the interpreter, chunks nothing to the other kernels
+                ignored = dict(warps=0, stages=0) | (dict(chunk=0, split=0) if kernel != 'queries' else {})
+                tiles[tile._replace(**ignored)] = tile
     count = max(map(len, found.values()))
     in_turn = {kernel: itertools.cycle(tiles.values()) for kernel, tiles in found.items()}
     return [{kernel: next(tiles) for kernel, tiles in in_turn.items()} for _ in range(count)]
