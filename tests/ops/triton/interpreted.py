@@ -241,6 +241,23 @@ def test_layouts(layout):
     assert_near(results, truth(inputs, grad_out, (5, 6), 'half_pixel'))
 
 
+def test_images_farther_apart_than_31_bits():
+    """Where they lie in 4 GiB of memory, of which little is ever touched."""
+    inputs, grad_out = random_inputs(batch=2, dtype=torch.float16)
+    query_size, coordinates = (5, 6), 'half_pixel'
+    case = case_of(inputs, query_size, coordinates)
+    expected = run_with_tiles(inputs, grad_out, query_size, coordinates, case)
+    far = [torch.empty(2**31 + t.numel(), dtype=t.dtype) for t in (*inputs[:3], grad_out)]
+    *rows, grad_out = (
+        memory.as_strided(t.shape, (2**31, *t.stride()[1:])).copy_(t)
+        for memory, t in zip(far, (*inputs[:3], grad_out))
+    )
+    assert launch._rows(rows[0], case.unit) is rows[0]
+    ours = run_with_tiles([*rows, *inputs[3:]], grad_out, query_size, coordinates, case)
+    for name in expected:
+        assert ours[name].equal(expected[name]), name
+
+
 @pytest.mark.parametrize('empty', ['images', 'queries'])
 def test_nothing_to_do(empty):
     inputs, grad_out = random_inputs()
