@@ -78,7 +78,8 @@ class Tuner:
         tiles = candidates(kernel, case)
         seconds = {tile: _attempt(partial(trial, tile), self._seconds) for tile in tiles}
         tile = min(tiles, key=seconds.get)  # the default where none works, whose error then is raised
-        self._record.put(key, list(tile))
+        if math.isfinite(seconds[tile]):
+            self._record.put(key, list(tile))
         return tile
 
 
@@ -98,7 +99,8 @@ def _announce() -> None:
 def shape_class(inputs: Inputs) -> str:
     """Numbers of queries, keys and heads of all images, each rounded up to a power of four."""
     batch, num_heads, num_queries, _ = inputs.q.shape
-    rounded = (4 ** math.ceil(math.log(n, 4)) for n in (num_queries, inputs.k.shape[2], batch * num_heads))
+    numbers = num_queries, inputs.k.shape[2], batch * num_heads
+    rounded = (4 ** (((n - 1).bit_length() + 1) // 2) for n in numbers)
     return '{} queries, {} keys, {} heads'.format(*rounded)
 
 

@@ -61,6 +61,9 @@ def test_a_kept_tile_that_no_longer_works_is_chosen_anew():
 
 def test_where_nothing_works_the_default_says_why():
     assert Bench(best=None, broken=TILES).pick() == TILES[0]
+    assert (
+        Bench(best=TILES[2]).pick() == TILES[2]
+    )  # which may have been for want of memory, so nothing was kept
 
 
 def test_the_default_where_nothing_may_be_measured(cache):
@@ -106,6 +109,7 @@ def test_classes_of_shapes():
     assert tuning.shape_class(inputs(49, 49)) == tuning.shape_class(inputs(64, 17))
     assert tuning.shape_class(inputs(1, 1)) == '1 queries, 1 keys, 4 heads'
     assert tuning.shape_class(inputs(65, 64, 3)) == '256 queries, 64 keys, 16 heads'
+    assert tuning.shape_class(inputs(4**7, 4**7 + 1, 2**11)) == '16384 queries, 65536 keys, 4096 heads'
 
 
 @pytest.mark.parametrize('step', [0.0, 0.2, 1 / 3, 0.34, 1.0, 1.01, 50.0])
