@@ -117,7 +117,7 @@ def case_of(inputs, query_size, coordinates) -> Case:
 
 SHAPES = {
     'odd sizes, groups': dict(
-        query_size=(5, 7), key_size=(3, 4), table_size=(9, 13), batch=2, groups=2, heads_of_a_group=2
+        query_size=(5, 7), key_size=(3, 4), table_size=(9, 13), groups=2, heads_of_a_group=2
     ),
     'corners, keys beyond the map and the table': dict(
         query_size=(9, 18), key_size=(4, 5), table_size=(13, 13), coordinates='corners', spread=2.0
@@ -141,7 +141,7 @@ SHAPES = {
 }
 
 
-IN_HALF_PRECISION = [name for name in SHAPES if 'odd' in name or 'head' in name or 'wide' in name]
+IN_HALF_PRECISION = ['odd sizes, groups', 'two blocks of keys, head 32', 'head 24, padded to 32']
 
 
 @pytest.mark.parametrize(
@@ -349,10 +349,11 @@ def module_results(layer, forward, x):
 
 
 def test_compile(monkeypatch):
+    """With fixed sizes; `test_registration` has variable ones."""
     monkeypatch.setenv('MMDAT_BACKEND', 'triton')
     layer, x = small_module()
     torch.compiler.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend='aot_eager')
+    compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend='aot_eager')
     ours = module_results(layer, compiled, x)
     monkeypatch.setenv('MMDAT_BACKEND', 'reference')
     for a, b in zip(ours, module_results(layer, layer, x)):
