@@ -51,6 +51,14 @@ def query_points(
     return _grid(height, width, shift, coordinates, dtype, device)
 
 
+def query_axis(size: int, coordinates: Coordinates) -> tuple[float, float]:
+    """Coordinate of the first query on an axis of `size`, and the distance from each to the next."""
+    if size == 1:
+        return 0.0, 0.0
+    step = 2 / _intervals(size, coordinates)
+    return (step / 2 if coordinates == 'half_pixel' else 0.0) - 1, step
+
+
 def offset_unit(size: int, coordinates: Coordinates = 'half_pixel') -> float:
     """Normalised length of an offset of 1 on an axis of `size` keys."""
     return 1 / _intervals(size, coordinates)

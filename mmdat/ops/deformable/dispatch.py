@@ -34,11 +34,12 @@ def deformable_attention(
             in the groups.
         query_size: `(H, W)`.
         coordinates: Convention of the queries' grid, `'half_pixel'` (CVPR'22) or `'corners'` (DAT++).
-        backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'`, a compiled
-            kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
-            these inputs. `explain` tells which that is. Under `torch.func` and forward-mode differentiation,
-            which know PyTorch's own operations only, `None` gets the equations; under `torch.jit.trace`,
-            which cannot record sizes in an operator, everything does.
+        backend: `'reference'`, the equations; `'portable'`, PyTorch in bounded memory; `'cpu'` and
+            `'triton'`, compiled kernels for CPUs and for NVIDIA cards; or `None`: what the variable
+            `MMDAT_BACKEND` says, or else the fastest for these inputs. `explain` tells which that is. Under
+            `torch.func` and forward-mode differentiation, which know PyTorch's own operations only, `None`
+            gets the equations; under `torch.jit.trace`, which cannot record sizes in an operator, everything
+            does.
 
     Returns:
         `(B, M, H * W, d)` in the dtype of `v`.

@@ -3,10 +3,12 @@
 from .base import DeformableBackend
 from .cpu import CPU
 from .portable import Portable
+from .triton import Triton
 
 _PORTABLE = Portable()
 _LADDERS: dict[str, tuple[DeformableBackend, ...]] = {
     'cpu': (CPU(), _PORTABLE),
+    'cuda': (Triton(), _PORTABLE),
     # Where there are no numbers, the equations cost what they cost: no backend.
     'meta': (),
 }

@@ -1,0 +1,207 @@
+"""Triton's kernels for NVIDIA cards, `mmdat/ops/triton/`, in bfloat16, float16 and float32."""
+
+import logging
+from functools import cache, partial
+from operator import index
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from ...triton import tuning
+from ...triton.self_check import verdict
+from ...triton.tiles import RUNS, Case, Pick, run_length, use_default
+from ..coordinates import query_axis
+from ..inputs import Inputs
+from .base import DeformableBackend
+
+MAX_HEAD_DIMS = 128
+MAX_TABLE_SIZE = 111
+MIN_CAPABILITY = (8, 0)
+MIN_TRITON = (3, 3)  # 3.2 takes 168 KB of shared memory for `queries_kernel`, where 3.3 takes 72
+
+_HALF = (torch.bfloat16, torch.float16)
+_logger = logging.getLogger('mmdat')
+
+
+class Triton(DeformableBackend):
+    """Fused kernels: maps of any size, without a tensor for pairs of queries and keys."""
+
+    name = 'triton'
+    device_type = 'cuda'
+
+    def __init__(self, tuned: bool = True):
+        """Whether the tiles of its kernels are tuned, or the default ones."""
+        self._tuned = tuned
+
+    def dtypes(self, inputs: Inputs) -> tuple[torch.dtype, ...]:
+        """Queries, keys and values in their half precision if they share one; all else in float32."""
+        q, k, v, *_ = inputs
+        half = q.dtype in _HALF and q.dtype == k.dtype == v.dtype
+        return (*(q.dtype if half else torch.float32,) * 3, torch.float32, torch.float32)
+
+    def not_supported_reasons(self, inputs: Inputs) -> list[str]:
+        reasons = []
+        _, num_heads, num_queries, head_dims = inputs.q.shape
+        _, table_height, table_width = inputs.bias_table.shape
+        device = inputs.q.device
+        if device.type != self.device_type:
+            reasons.append(f'the tensors are on {device.type}')
+        for dtype in {t.dtype for t in inputs.tensors()}:
+            if dtype != torch.float32 and dtype not in _HALF:
+                reasons.append(f'the kernels compute in float32 and half precision, not in {dtype}')
+        if head_dims > MAX_HEAD_DIMS:
+            reasons.append(f'the kernels take up to {MAX_HEAD_DIMS} channels a head, not {head_dims}')
+        if max(table_height, table_width) > MAX_TABLE_SIZE:
+            reasons.append(
+                f'the kernels take tables of up to {MAX_TABLE_SIZE} x {MAX_TABLE_SIZE}, '
+                f'not {table_height} x {table_width}'
+            )
+        if num_heads * max(num_queries, inputs.k.shape[2]) * head_dims >= 2**31:
+            reasons.append('an image has 2^31 numbers or more')
+        if not reasons:  # what is not needed is not compiled
+            dtype = self.dtypes(inputs)[0]
+            # kernels are compiled for these sizes, so a compiler that follows must not take them for variable
+            sizes = index(head_dims), index(table_height), index(table_width)
+            reason = obstacle(device, dtype, *sizes, _run(inputs))
+            if reason is not None:
+                reasons.append(reason)
+        return reasons
+
+    def forward(self, inputs: Inputs, out: Tensor, lse: Tensor) -> None:
+        if not out.numel():  # no images
+            return
+        from ...triton import launch
+
+        with torch.cuda.device_of(out):
+            launch.forward(inputs, out, lse, _case(inputs), self._pick(inputs))
+
+    def backward(
+        self, inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
+    ) -> None:
+        if not out.numel():
+            for grad in grads:
+                grad.zero_()
+            return
+        from ...triton import launch
+
+        with torch.cuda.device_of(out):
+            launch.backward(inputs, grad_out, out, lse, grads, _case(inputs), self._pick(inputs))
+
+    def _pick(self, inputs: Inputs) -> Pick:
+        if not self._tuned or inputs.q.device.type != 'cuda':  # the latter in Triton's interpreter
+            return use_default
+        return partial(tuning.tuner(inputs.q.device).pick, tuning.shape_class(inputs))
+
+
+@torch.compiler.assume_constant_result
+def obstacle(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dims: int,
+    table_height: int,
+    table_width: int,
+    run: int | None,
+) -> str | None:
+    """Why the kernels cannot be used on this card for such tensors, or `None` if they can.
+
+    Compiles both passes when it is asked for the first time, so that a compiler that fails does so before a
+    forward pass whose backward pass would then be missing; then compares them with the equations.
+
+    `run` is that of `tiles.Case`; `None` stands for any.
+    """
+    if reason := card_obstacle(device) or triton_obstacle():
+        return reason
+    table_size = table_height, table_width
+    for length in RUNS if run is None else (run,):
+        case = Case(capability(device), dtype, head_dims, table_size, length, _precision(dtype))
+        if reason := _compile_obstacle(device, case):
+            return reason
+    return self_check(device, dtype)
+
+
+def self_check(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What a comparison with the equations says, which is made at the first use on a card."""
+    import triton
+
+    sources = sorted(Path(tuning.__file__).parent.glob('*.py'))
+    return verdict(Triton(tuned=False), device, dtype, sources, {'triton': triton.__version__})
+
+
+def card_obstacle(device: torch.device) -> str | None:
+    if torch.version.hip:
+        return 'the kernels were not tried on ROCm'
+    found = capability(device)
+    if found is None:
+        return 'PyTorch finds no card here'
+    if found < MIN_CAPABILITY:
+        return 'the kernels need a card of sm_{}{} at least, not sm_{}{}'.format(*MIN_CAPABILITY, *found)
+    return None
+
+
+@cache
+def triton_obstacle() -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f'Triton cannot be imported: {_first_line(error)}'
+    version = triton.__version__
+    if tuple(map(int, version.split('.')[:2])) < MIN_TRITON:
+        return 'the kernels need Triton {}.{} at least, not {}'.format(*MIN_TRITON, version)
+    return None
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a card, or `None` if it is not there, as under fake tensors on another machine."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+
+
+@cache
+def _compile_obstacle(device: torch.device, case: Case) -> str | None:
+    """Compiles both passes for a card, on tensors without numbers, and says once if that fails."""
+    try:
+        from ...triton.launch import launches
+
+        with unset_fake_temporarily(), torch.cuda.device(device):
+            for launch in launches(case):
+                launch.compile()
+    except Exception as error:  # Triton raises errors of many kinds, its compilers' among them
+        reason = f'Triton cannot compile its kernels: {type(error).__name__}: {_first_line(error)}'
+        _warn(f'Deformable attention is slower than it could be on this card: {reason}')
+        return reason
+    return None
+
+
+@cache
+def _warn(message: str) -> None:
+    _logger.warning(message)
+
+
+def _case(inputs: Inputs) -> Case:
+    q, *_ = inputs
+    table_size = tuple(inputs.bias_table.shape[1:])
+    return Case(capability(q.device), q.dtype, q.shape[-1], table_size, _run(inputs), _precision(q.dtype))
+
+
+def _run(inputs: Inputs) -> int | None:
+    """The length of runs; `None` where a compiler follows, for which it must not depend on the map's size."""
+    width = inputs.query_size[1]
+    if torch.compiler.is_compiling() or not isinstance(width, int):
+        return None
+    _, step = query_axis(width, inputs.coordinates)
+    return run_length((inputs.bias_table.shape[2] - 1) / 4 * step)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of products of float32: what PyTorch's own may have."""
+    if dtype != torch.float32:
+        return 'ieee'
+    matmul = torch.backends.cuda.matmul
+    allowed = matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
+    return 'tf32' if allowed else 'ieee'
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [''])[0]

@@ -1,0 +1,288 @@
+"""Both passes as launches of kernels, which can be run, compiled for the card at hand, or only listed.
+
+Nothing here waits for the card, or asks it for anything: what is decided depends on shapes, strides and
+dtypes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..deformable.coordinates import Coordinates, query_axis
+from ..deformable.inputs import Inputs
+from .backward import keys_kernel, prepare_kernel, queries_kernel
+from .bias import pack_cells_kernel
+from .forward import forward_kernel
+from .tiles import Case, Pick, Tile, use_default
+
+_TENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_TYPES = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16'}
+_PACKED_AT_ONCE = 256
+
+
+class Launch(NamedTuple):
+    """One kernel with its arguments.
+
+    Attributes:
+        args: In the order of its parameters, up to the compile-time constants.
+        constants: Those, by name.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple
+    constants: dict[str, Any]
+    warps: int = 4
+    stages: int = 1
+
+    def options(self) -> dict[str, Any]:
+        return dict(**self.constants, num_warps=self.warps, num_stages=self.stages)
+
+    def run(self) -> None:
+        self.kernel[self.grid](*self.args, **self.options())
+
+    def compile(self) -> None:
+        """For the current card, and loads it there, which shows whether it has enough shared memory.
+
+        The tensors may be on the meta device.
+        """
+        _ = self.kernel.warmup(*self.args, grid=self.grid, **self.options()).run
+
+    def signature(self) -> dict[str, str]:
+        """Types of `args` by the names of the parameters, in Triton's words: `'*bf16'`, `'fp32'`, `'i32'`."""
+
+        def type_of(arg) -> str:
+            if isinstance(arg, Tensor):
+                return f'*{_TYPES[arg.dtype]}'
+            return 'fp32' if isinstance(arg, float) else 'i32'
+
+        return dict(zip(self.kernel.arg_names, map(type_of, self.args)))
+
+
+def forward(
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor,
+    case: Case,
+    pick: Pick,
+    execute: Callable[[Launch], None] = Launch.run,
+) -> None:
+    """Fills `out` and `lse` as `DeformableBackend.forward` says."""
+    q, k, v = (_rows(x, case.unit) for x in inputs[:3])
+    shared = _Shared.of(inputs, case, execute)
+
+    def trial(tile: Tile) -> None:
+        args = (q, k, v, shared.cells, shared.locations, out, lse, shared.scale, *shared.axes)
+        execute(
+            Launch(
+                forward_kernel,
+                (shared.heads * shared.tiles(tile),),
+                (*args, *_strides(case.unit, q, k, v), *shared.sizes),
+                dict(**shared.constants, **_tile(tile), LANES=tile.lanes),
+                tile.warps,
+                tile.stages,
+            )
+        )
+
+    trial(pick('forward', case, trial))
+
+
+def backward(
+    inputs: Inputs,
+    grad_out: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grads: tuple[Tensor, ...],
+    case: Case,
+    pick: Pick,
+    execute: Callable[[Launch], None] = Launch.run,
+) -> None:
+    """Fills `grads` as `DeformableBackend.backward` says."""
+    q, k, v, out, grad_out = (_rows(x, case.unit) for x in (*inputs[:3], out, grad_out))
+    grad_q, grad_k, grad_v, grad_table, grad_locations = grads
+    lse = _aligned(lse)
+    shared = _Shared.of(inputs, case, execute)
+    batch, num_heads, num_keys, _ = k.shape
+    groups = grad_locations.shape[1]
+    delta = torch.empty_like(lse)
+    by_head = grad_locations.new_empty(batch, groups, num_heads // groups, num_keys, 2)
+
+    def trial_of_keys(tile: Tile) -> None:
+        tiles = shared.tiles(tile)
+        queries = tile.rows * tile.columns
+        q_tiles, grad_tiles = (
+            q.new_empty(shared.heads * tiles * queries * case.padded_head) for _ in range(2)
+        )
+        stats = lse.new_empty(shared.heads * tiles * queries * 2)
+        execute(
+            Launch(
+                prepare_kernel,
+                (shared.heads * tiles,),
+                (
+                    *(q, out, grad_out, lse, delta, q_tiles, grad_tiles, stats),
+                    *(*_strides(case.unit, q, out, grad_out), num_heads, *inputs.query_size),
+                ),
+                dict(
+                    HEAD=case.head_dims,
+                    D=case.padded_head,
+                    UNIT=case.unit,
+                    ROWS=tile.rows,
+                    COLUMNS=tile.columns,
+                ),
+            )
+        )
+        args = (q_tiles, grad_tiles, stats, k, v, shared.cells, shared.locations, grad_k, grad_v, by_head)
+        execute(
+            Launch(
+                keys_kernel,
+                (shared.heads * triton.cdiv(num_keys, tile.keys),),
+                (*args, shared.scale, *shared.axes, *_strides(case.unit, k, v), *shared.sizes),
+                dict(**shared.constants, RUN=case.run, **_tile(tile)),
+                tile.warps,
+                tile.stages,
+            )
+        )
+
+    trial_of_keys(pick('keys', case, trial_of_keys))
+    torch.sum(by_head, 2, out=grad_locations)
+
+    def trial_of_queries(tile: Tile) -> None:
+        by_tile = grad_table.new_empty(batch, num_heads, shared.tiles(tile), *case.table_size)
+        args = (q, k, v, shared.cells, shared.locations, grad_out, lse, delta, grad_q, by_tile)
+        chunks = [triton.cdiv(size, tile.chunk) for size in case.table_size]
+        execute(
+            Launch(
+                queries_kernel,
+                (shared.heads * shared.tiles(tile), chunks[0] * chunks[1]),
+                (*args, shared.scale, *shared.axes, *_strides(case.unit, q, k, v, grad_out), *shared.sizes),
+                dict(
+                    **shared.constants,
+                    TENTS=_TENTS[case.dtype],
+                    **_tile(tile),
+                    LANES=tile.lanes,
+                    CHUNK_H=tile.chunk,
+                    CHUNK_W=tile.chunk,
+                    SPLIT=tile.split,
+                ),
+                tile.warps,
+                tile.stages,
+            )
+        )
+        torch.sum(by_tile, (0, 2), out=grad_table)
+
+    trial_of_queries(pick('queries', case, trial_of_queries))
+
+
+def launches(case: Case, pick: Pick = use_default) -> list[Launch]:
+    """What both passes launch, in this order, with tensors without numbers on the meta device: to be
+    compiled.
+
+    Sizes that compiled kernels do not depend on are 1. The tiles are the default ones if `pick` says nothing
+    else.
+    """
+    found: list[Launch] = []
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device='meta')
+
+    rows, lse = empty(1, 1, 1, case.head_dims, dtype=case.dtype), empty(1, 1, 1)
+    inputs = Inputs(rows, rows, rows, empty(1, *case.table_size), empty(1, 1, 1, 2), (1, 1), 'half_pixel')
+    forward(inputs, rows, lse, case, pick, found.append)
+    backward(inputs, rows, rows, lse, inputs.tensors(), case, pick, found.append)
+    return found
+
+
+class _Shared(NamedTuple):
+    """What all kernels but `prepare_kernel` take alike."""
+
+    cells: Tensor
+    locations: Tensor
+    scale: float
+    axes: tuple[float, ...]
+    sizes: tuple[int, ...]
+    constants: dict[str, Any]
+    heads: int  # of all images
+
+    @classmethod
+    def of(cls, inputs: Inputs, case: Case, execute: Callable[[Launch], None]) -> '_Shared':
+        table = _aligned(inputs.bias_table)
+        num_heads, table_height, table_width = table.shape
+        scale = case.head_dims**-0.5
+        count = (table_height + 4) * (table_width + 4)
+        cells = table.new_empty(num_heads, count, 4)
+        table_size = dict(TABLE_H=table_height, TABLE_W=table_width)
+        execute(
+            Launch(
+                pack_cells_kernel,
+                (triton.cdiv(count, _PACKED_AT_ONCE), num_heads),
+                (table, cells, 1 / scale),
+                dict(**table_size, BLOCK=_PACKED_AT_ONCE),
+            )
+        )
+        batch, groups, num_keys, _ = inputs.sampling_locations.shape
+        height, width = inputs.query_size
+        return cls(
+            cells=cells,
+            locations=_aligned(inputs.sampling_locations),
+            scale=scale,
+            axes=(
+                *_axis(height, table_height, inputs.coordinates),
+                *_axis(width, table_width, inputs.coordinates),
+            ),
+            sizes=(num_heads, groups, height, width, num_keys),
+            constants=dict(
+                **table_size,
+                HEAD=case.head_dims,
+                D=case.padded_head,
+                UNIT=case.unit,
+                PRECISION=case.precision,
+            ),
+            heads=batch * num_heads,
+        )
+
+    def tiles(self, tile: Tile) -> int:
+        """In a map of queries."""
+        _, _, height, width, _ = self.sizes
+        return triton.cdiv(height, tile.rows) * triton.cdiv(width, tile.columns)
+
+
+def _axis(size: int, table_size: int, coordinates: Coordinates) -> tuple[float, float, float]:
+    """`first, step, slope` of `bias.py`, for an axis of `size` queries."""
+    first, step = query_axis(size, coordinates)
+    slope = (table_size - 1) / 4  # displacements lie in [-2, 2]
+    return slope * (first + 2), slope * step, slope
+
+
+def _tile(tile: Tile) -> dict[str, int]:
+    return dict(ROWS=tile.rows, COLUMNS=tile.columns, KEYS=tile.keys)
+
+
+def _rows(x: Tensor, unit: int) -> Tensor:
+    """`(B, M, N, d)` with contiguous rows that allow the widest loads; a copy if these do not."""
+    _, num_heads, length, head_dims = x.shape
+    _, head_stride, row_stride, stride = x.stride()
+    fits = (
+        stride == 1
+        and not any(stride % unit for stride in x.stride()[:3])
+        and (num_heads - 1) * head_stride + (length - 1) * row_stride + head_dims < 2**31
+        and _starts_aligned(x)
+    )
+    return x if fits else x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    return x if _starts_aligned(x) else x.clone()
+
+
+def _starts_aligned(x: Tensor) -> bool:
+    """At a multiple of 16 bytes; Triton compiles for this."""
+    return x.data_ptr() % 16 == 0
+
+
+def _strides(unit: int, *tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride // unit for x in tensors for stride in x.stride()[:3])
