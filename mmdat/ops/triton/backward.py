@@ -1,8 +1,11 @@
-"""The backward pass, in three kernels, each of which writes its own numbers only: nothing is atomic.
+"""The backward pass, in four kernels, each of which writes its own numbers only: nothing is atomic.
 
     prepare: queries and gradients in the order of tiles, for the keys' loop over tiles
     keys:    gradients of keys, values and positions, by blocks of keys
-    queries: gradients of queries and of the bias table, by tiles of queries
+    queries: gradients of queries, by tiles of queries
+    table:   gradient of the bias table, by tiles of queries
+
+The last two compute the logits each for itself: together, a thread would need more registers than it has.
 
 The weights are computed again from the logarithm of the softmax's denominator, `lse`. The gradient of a logit
 is `weight (grad_weight - delta)` with `grad_weight = grad_out . v` and `delta = grad_out . out`.
@@ -11,7 +14,23 @@ is `weight (grad_weight - delta)` with `grad_weight = grad_out . v` and `delta =
 import triton
 import triton.language as tl
 
-from .bias import bias_of_pairs, coordinates, pairs, ramps, runs, slope_along_runs, tents
+from .bias import (
+    bias_of_pairs,
+    by_head,
+    cells_of_pairs,
+    fma,
+    keys_as_columns,
+    keys_as_rows,
+    keys_by_warp,
+    load_points,
+    middle_cell,
+    queries_as_columns,
+    queries_as_rows,
+    rows_or_columns,
+    tents,
+    tents_by_key,
+    tents_by_warp,
+)
 from .forward import (
     KV_STRIDES,
     LOG2E,
@@ -19,6 +38,7 @@ from .forward import (
     SIZES,
     image_and_head,
     load_rows,
+    points_of_tile,
     store_rows,
     tile_of_queries,
 )
@@ -57,7 +77,7 @@ def prepare_kernel(
     num_heads,
     height,
     width,
-    HEAD: tl.constexpr,
+    HEAD_DIMS: tl.constexpr,
     D: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -71,12 +91,14 @@ def prepare_kernel(
     """
     QUERIES: tl.constexpr = ROWS * COLUMNS
     tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
-    b, m = image_and_head(tl.program_id(0) // tiles, num_heads)
+    b, m = image_and_head(tl.program_id(0) // tiles, num_heads, 1)
     n, exists, _, _ = tile_of_queries(tl.program_id(0) % tiles, height, width, ROWS, COLUMNS)
-    q = load_rows(q_ptr + (b * q_image + m * q_head) * UNIT, n * (q_row * UNIT), exists, HEAD, D)
-    out = load_rows(out_ptr + (b * out_image + m * out_head) * UNIT, n * (out_row * UNIT), exists, HEAD, D)
+    q = load_rows(q_ptr + (b * q_image + m * q_head) * UNIT, n * (q_row * UNIT), exists, HEAD_DIMS, D)
+    out = load_rows(
+        out_ptr + (b * out_image + m * out_head) * UNIT, n * (out_row * UNIT), exists, HEAD_DIMS, D
+    )
     grad = load_rows(
-        grad_ptr + (b * grad_image + m * grad_head) * UNIT, n * (grad_row * UNIT), exists, HEAD, D
+        grad_ptr + (b * grad_image + m * grad_head) * UNIT, n * (grad_row * UNIT), exists, HEAD_DIMS, D
     )
     head = (b * num_heads + m) * height * width
     lse = tl.load(lse_ptr + head + n, mask=exists, other=float('inf'))
@@ -100,16 +122,14 @@ def keys_kernel(
     k_ptr,
     v_ptr,
     cells_ptr,
-    locations_ptr,
+    points_ptr,
     grad_k_ptr,
     grad_v_ptr,
     grad_locations_ptr,
     scale,
-    y_first,
     y_step,
-    y_slope,
-    x_first,
     x_step,
+    y_slope,
     x_slope,
     k_image,
     k_head,
@@ -122,90 +142,114 @@ def keys_kernel(
     height,
     width,
     num_keys,
-    TABLE_H: tl.constexpr,
-    TABLE_W: tl.constexpr,
-    HEAD: tl.constexpr,
+    num_points,
+    table_h,
+    table_w,
+    cells_h,
+    cells_w,
+    HEAD_DIMS: tl.constexpr,
     D: tl.constexpr,
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
-    RUN: tl.constexpr,
+    HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEYS: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
-    """Gradients of keys and values `(B, N_k, M, HEAD)`, and of positions, by head: `(B, M, N_k, 2)`.
+    """Gradients of keys and values `(B, N_k, M, HEAD_DIMS)`, and of positions `(B, M / HEADS, N_k, 2)`.
 
-    One program: one block of keys of a head, with all tiles of queries.
+    One program: one block of keys of `HEADS` heads, with all tiles of queries. Keys are the rows of its
+    products.
     """
     QUERIES: tl.constexpr = ROWS * COLUMNS
     blocks = tl.cdiv(num_keys, KEYS)
-    tiles_x = tl.cdiv(width, COLUMNS)
-    tiles = tl.cdiv(height, ROWS) * tiles_x
-    b, m = image_and_head(tl.program_id(0) // blocks, num_heads)
+    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    b, m = image_and_head(tl.program_id(0) // blocks, num_heads, HEADS)
     first_key = tl.program_id(0) % blocks * KEYS
-    head = b * num_heads + m
-    q_tiles_ptr += head * tiles * (QUERIES * D)
-    grad_tiles_ptr += head * tiles * (QUERIES * D)
-    stats_ptr += head * tiles * (QUERIES * 2)
-    cells_ptr += m * ((TABLE_H + 4) * (TABLE_W + 4) * 4)
-    locations_ptr += (b * num_groups + m // (num_heads // num_groups)) * num_keys * 2
+    q_tiles_ptr += (b * num_heads + m) * tiles * (QUERIES * D)
+    grad_tiles_ptr += (b * num_heads + m) * tiles * (QUERIES * D)
+    stats_ptr += (b * num_heads + m) * tiles * (QUERIES * 2)
+    k_ptr += (b * k_image + m * k_head) * UNIT
+    v_ptr += (b * v_image + m * v_head) * UNIT
+    cells_ptr = middle_cell(cells_ptr, m // HEADS, table_h, table_w, cells_h, cells_w)
+    points_ptr += (b * num_groups + m // (num_heads // num_groups)) * num_points * 2
 
     keys = first_key + tl.arange(0, KEYS)
     exist = keys < num_keys
-    k = load_rows(k_ptr + (b * k_image + m * k_head) * UNIT, keys * (k_row * UNIT), exist, HEAD, D)
-    v = load_rows(v_ptr + (b * v_image + m * v_head) * UNIT, keys * (v_row * UNIT), exist, HEAD, D)
+    values = ()
+    grads = ()
+    for head in tl.static_range(HEADS):
+        k = load_rows(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
+        v = load_rows(v_ptr + head * (v_head * UNIT), keys * (v_row * UNIT), exist, HEAD_DIMS, D)
+        values = values + ((k, v),)
+        grads = grads + ((tl.zeros((KEYS, D), tl.float32), tl.zeros((KEYS, D), tl.float32)),)
+    grad_y = tl.zeros((KEYS, 4), tl.float32)
+    grad_x = tl.zeros((KEYS, 4), tl.float32)
+    WARPS_IN_ROWS: tl.constexpr = WARPS if KEYS >= 16 * WARPS else KEYS // 16
+    key_y, key_x = load_points(points_ptr, first_key + keys_as_rows(KEYS, WARPS_IN_ROWS), WARPS_IN_ROWS)
+    rows, columns = queries_as_columns(ROWS, COLUMNS)
     query = tl.arange(0, QUERIES)
     numbers = query[:, None] * D + tl.arange(0, D)[None, :]
     factor = scale * LOG2E
-    grad_k = tl.zeros((KEYS, D), tl.float32)
-    grad_v = tl.zeros((KEYS, D), tl.float32)
-    grad_y = tl.zeros((KEYS,), tl.float32)
-    grad_x = tl.zeros((KEYS,), tl.float32)
+    first_row = 0
+    first_column = 0
     for tile in range(0, tiles):
-        level_0, level_1, first_0, first_1, second_0, second_1, fy, u = runs(
-            cells_ptr,
-            locations_ptr,
-            first_key,
-            num_keys,
-            tile // tiles_x * ROWS,
-            tile % tiles_x * COLUMNS,
-            y_first,
-            y_step,
-            y_slope,
-            x_first,
-            x_step,
-            x_slope,
-            TABLE_H,
-            TABLE_W,
-            ROWS,
-            COLUMNS,
-            KEYS,
-            RUN,
-        )
-        first = first_0 + fy * first_1
-        second = second_0 + fy * second_1
-        bias = ramps(level_0 + fy * level_1, first, second, u)
-        slope_y = ramps(level_1, first_1, second_1, u)
-        slope_x = slope_along_runs(first, second, u)
-        q = tl.load(q_tiles_ptr + tile * (QUERIES * D) + numbers)
-        grad_out = tl.load(grad_tiles_ptr + tile * (QUERIES * D) + numbers)
-        log2_of_sum = tl.load(stats_ptr + tile * (QUERIES * 2) + query)
-        delta = tl.load(stats_ptr + tile * (QUERIES * 2) + QUERIES + query)
-        logits = tl.dot(k, tl.trans(q), pairs(bias, KEYS, QUERIES), input_precision=PRECISION)
-        weights = weights_of_pairs(logits * factor, log2_of_sum[None, :])
-        grad_v = tl.dot(weights.to(grad_out.dtype), grad_out, grad_v, input_precision=PRECISION)
-        grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
-        grad_logits = weights * (grad_weights - delta[None, :])
-        grad_k = tl.dot(grad_logits.to(q.dtype), q, grad_k, input_precision=PRECISION)
-        grad_y += tl.sum(grad_logits * pairs(slope_y, KEYS, QUERIES), 1)
-        grad_x += tl.sum(grad_logits * pairs(slope_x, KEYS, QUERIES), 1)
-    rows = keys * (num_heads * HEAD)
-    rows_of_head = (b * num_keys * num_heads + m) * HEAD
-    store_rows(grad_k_ptr + rows_of_head, rows, grad_k * scale, exist, HEAD, D)
-    store_rows(grad_v_ptr + rows_of_head, rows, grad_v, exist, HEAD, D)
-    grad_locations_ptr += head * num_keys * 2
-    tl.store(grad_locations_ptr + keys * 2, grad_y * (-scale * y_slope), mask=exist)
-    tl.store(grad_locations_ptr + keys * 2 + 1, grad_x * (-scale * x_slope), mask=exist)
+        y, x = points_of_tile(first_row, first_column, rows, columns, height, width, y_step, x_step)
+        first_column += COLUMNS  # of the next tile
+        first_row = tl.where(first_column < width, first_row, first_row + ROWS)
+        first_column = tl.where(first_column < width, first_column, 0)
+        value, along_y, along_x, along_both, fy, fx = cells_of_pairs(cells_ptr, key_y + y, key_x + x, cells_w)
+        slope_x = fma(fy, along_both, along_x)
+        biases = by_head(fma(fx, slope_x, fma(fy, along_y, value)))
+        slopes_y = by_head(fma(fx, along_both, along_y))
+        slopes_x = by_head(slope_x)
+        new_grads = ()
+        for head in tl.static_range(HEADS):
+            k, v = values[head]
+            grad_k, grad_v = grads[head]
+            at = head * tiles + tile
+            q = tl.load(q_tiles_ptr + at * (QUERIES * D) + numbers)
+            grad_out = tl.load(grad_tiles_ptr + at * (QUERIES * D) + numbers)
+            log2_of_sum = tl.load(stats_ptr + at * (QUERIES * 2) + query)
+            delta = tl.load(stats_ptr + at * (QUERIES * 2) + QUERIES + query)
+            logits = tl.dot(k, tl.trans(q), biases[head], input_precision=PRECISION)
+            weights = weights_of_pairs(logits * factor, log2_of_sum[None, :])
+            grad_v = tl.dot(weights.to(grad_out.dtype), grad_out, grad_v, input_precision=PRECISION)
+            # starts from -delta, which then takes no subtraction of its own
+            from_delta = tl.broadcast_to(-delta[None, :], (KEYS, QUERIES))
+            grad_logits = weights * tl.dot(v, tl.trans(grad_out), from_delta, input_precision=PRECISION)
+            grad_k = tl.dot(grad_logits.to(q.dtype), q, grad_k, input_precision=PRECISION)
+            grad_y += _sum_in_lanes(grad_logits * slopes_y[head])
+            grad_x += _sum_in_lanes(grad_logits * slopes_x[head])
+            new_grads = new_grads + ((grad_k, grad_v),)
+        grads = new_grads
+    rows_of_keys = keys * (num_heads * HEAD_DIMS)
+    rows_of_head = (b * num_keys * num_heads + m) * HEAD_DIMS
+    for head in tl.static_range(HEADS):
+        grad_k, grad_v = grads[head]
+        at = rows_of_head + head * HEAD_DIMS
+        store_rows(grad_k_ptr + at, rows_of_keys, grad_k * scale, exist, HEAD_DIMS, D)
+        store_rows(grad_v_ptr + at, rows_of_keys, grad_v, exist, HEAD_DIMS, D)
+    grad_locations_ptr += (b * num_heads + m) // HEADS * num_keys * 2
+    tl.store(grad_locations_ptr + keys * 2, tl.sum(grad_y, 1) * (-scale * y_slope), mask=exist)
+    tl.store(grad_locations_ptr + keys * 2 + 1, tl.sum(grad_x, 1) * (-scale * x_slope), mask=exist)
+
+
+@triton.jit
+def _sum_in_lanes(x):
+    """Sums over the columns that a lane holds of a product, `(rows, 4)`: lanes meet once, after the loop."""
+    x = tl.permute(tl.reshape(x, (x.shape[0], x.shape[1] // 8, 4, 2)), (0, 2, 1, 3))
+    return tl.sum(tl.reshape(x, (x.shape[0], 4, x.shape[2] * 2)), 2)
+
+
+@triton.jit
+def grad_of_logits(q, k, v, grad_out, bias, log2_of_sum, delta, factor, PRECISION: tl.constexpr):
+    """Of all pairs of a tile and a block, `(QUERIES, KEYS)`."""
+    logits = tl.dot(q, tl.trans(k), bias, input_precision=PRECISION)
+    weights = weights_of_pairs(logits * factor, log2_of_sum[:, None])
+    from_delta = tl.broadcast_to(-delta[:, None], logits.shape)
+    return weights * tl.dot(grad_out, tl.trans(v), from_delta, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *Q_STRIDES, *KV_STRIDES, *GRAD_STRIDES])
@@ -214,19 +258,14 @@ def queries_kernel(
     k_ptr,
     v_ptr,
     cells_ptr,
-    locations_ptr,
+    points_ptr,
     grad_ptr,
     lse_ptr,
     delta_ptr,
     grad_q_ptr,
-    grad_tables_ptr,
     scale,
-    y_first,
     y_step,
-    y_slope,
-    x_first,
     x_step,
-    x_slope,
     q_image,
     q_head,
     q_row,
@@ -244,115 +283,193 @@ def queries_kernel(
     height,
     width,
     num_keys,
-    TABLE_H: tl.constexpr,
-    TABLE_W: tl.constexpr,
-    HEAD: tl.constexpr,
+    num_points,
+    table_h,
+    table_w,
+    cells_h,
+    cells_w,
+    HEAD_DIMS: tl.constexpr,
     D: tl.constexpr,
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
-    TENTS: tl.constexpr,
+    HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     KEYS: tl.constexpr,
-    LANES: tl.constexpr,
-    CHUNK_H: tl.constexpr,
-    CHUNK_W: tl.constexpr,
-    SPLIT: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
-    """Gradients of queries `(B, N_q, M, HEAD)`, and of the table, by tile: `(B, M, tiles, TABLE_H, TABLE_W)`.
-
-    One program: one tile of queries of a head, with all keys, and one chunk of `CHUNK_H x CHUNK_W` knots of
-    the table; the programs of the first chunk also write the queries' gradients. `TENTS` is the dtype of the
-    table's products, and `SPLIT` the number of groups of keys that add up their own part of the table, so
-    that warps share nothing.
-    """
+    """Gradients of queries `(B, N_q, M, HEAD_DIMS)`. One program: one tile of queries of `HEADS` heads."""
     QUERIES: tl.constexpr = ROWS * COLUMNS
-    CHUNKS_X: tl.constexpr = (TABLE_W + CHUNK_W - 1) // CHUNK_W
     tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
-    b, m = image_and_head(tl.program_id(0) // tiles, num_heads)
+    b, m = image_and_head(tl.program_id(0) // tiles, num_heads, HEADS)
     n, exists, first_row, first_column = tile_of_queries(
         tl.program_id(0) % tiles, height, width, ROWS, COLUMNS
     )
-    chunk = tl.program_id(1)
-    chunk_row = chunk // CHUNKS_X * CHUNK_H
-    chunk_column = chunk % CHUNKS_X * CHUNK_W
-    head = b * num_heads + m
+    q_ptr += (b * q_image + m * q_head) * UNIT
     k_ptr += (b * k_image + m * k_head) * UNIT
     v_ptr += (b * v_image + m * v_head) * UNIT
-    cells_ptr += m * ((TABLE_H + 4) * (TABLE_W + 4) * 4)
-    locations_ptr += (b * num_groups + m // (num_heads // num_groups)) * num_keys * 2
+    grad_ptr += (b * grad_image + m * grad_head) * UNIT
+    lse_ptr += (b * num_heads + m) * height * width
+    delta_ptr += (b * num_heads + m) * height * width
+    cells_ptr = middle_cell(cells_ptr, m // HEADS, table_h, table_w, cells_h, cells_w)
+    points_ptr += (b * num_groups + m // (num_heads // num_groups)) * num_points * 2
 
-    q = load_rows(q_ptr + (b * q_image + m * q_head) * UNIT, n * (q_row * UNIT), exists, HEAD, D)
-    grad_out = load_rows(
-        grad_ptr + (b * grad_image + m * grad_head) * UNIT, n * (grad_row * UNIT), exists, HEAD, D
-    )
-    log2_of_sum = tl.load(lse_ptr + head * height * width + n, mask=exists, other=float('inf')) * LOG2E
-    delta = tl.load(delta_ptr + head * height * width + n, mask=exists, other=0.0)
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.float32)[None, :]
-    columns = (first_column + tl.arange(0, COLUMNS)).to(tl.float32)[None, :]
+    rows, columns = queries_as_rows(ROWS, COLUMNS, WARPS)
+    y, x = points_of_tile(first_row, first_column, rows, columns, height, width, y_step, x_step)
     factor = scale * LOG2E
-    grad_q = tl.zeros((QUERIES, D), tl.float32)
-    grad_table = tl.zeros((SPLIT, CHUNK_W, CHUNK_H), tl.float32)
+    queries = ()
+    grads_q = ()
+    for head in tl.static_range(HEADS):
+        q = load_rows(q_ptr + head * (q_head * UNIT), n * (q_row * UNIT), exists, HEAD_DIMS, D)
+        grad_out = load_rows(
+            grad_ptr + head * (grad_head * UNIT), n * (grad_row * UNIT), exists, HEAD_DIMS, D
+        )
+        at = head * (height * width) + n
+        log2_of_sum = tl.load(lse_ptr + at, mask=exists, other=float('inf')) * LOG2E
+        delta = tl.load(delta_ptr + at, mask=exists, other=0.0)
+        queries = queries + ((q, grad_out, log2_of_sum, delta),)
+        grads_q = grads_q + (tl.zeros((QUERIES, D), tl.float32),)
     for first_key in range(0, num_keys, KEYS):
         keys = first_key + tl.arange(0, KEYS)
-        k = load_rows(k_ptr, keys * (k_row * UNIT), keys < num_keys, HEAD, D)
-        v = load_rows(v_ptr, keys * (v_row * UNIT), keys < num_keys, HEAD, D)
-        bias = bias_of_pairs(
-            cells_ptr,
-            locations_ptr,
-            first_key,
-            num_keys,
-            first_row,
-            first_column,
-            y_first,
-            y_step,
-            y_slope,
-            x_first,
-            x_step,
-            x_slope,
-            TABLE_H,
-            TABLE_W,
-            ROWS,
-            COLUMNS,
-            KEYS,
-            LANES,
-        )
-        logits = tl.dot(q, tl.trans(k), tl.trans(bias), input_precision=PRECISION)
-        weights = weights_of_pairs(logits * factor, log2_of_sum[:, None])
-        grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
-        grad_logits = weights * (grad_weights - delta[:, None])
-        grad_q = tl.dot(grad_logits.to(k.dtype), k, grad_q, input_precision=PRECISION)
+        exist = keys < num_keys
+        key_y, key_x = load_points(points_ptr, first_key + keys_as_columns(KEYS), WARPS)
+        biases = bias_of_pairs(cells_ptr, key_y + y, key_x + x, cells_w)
+        new_grads_q = ()
+        for head in tl.static_range(HEADS):
+            q, grad_out, log2_of_sum, delta = queries[head]
+            k = load_rows(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
+            v = load_rows(v_ptr + head * (v_head * UNIT), keys * (v_row * UNIT), exist, HEAD_DIMS, D)
+            grad_logits = grad_of_logits(
+                q, k, v, grad_out, biases[head], log2_of_sum, delta, factor, PRECISION
+            )
+            grad_q = tl.dot(grad_logits.to(k.dtype), k, grads_q[head], input_precision=PRECISION)
+            new_grads_q = new_grads_q + (grad_q,)
+        grads_q = new_grads_q
+    grad_q_ptr += (b * height * width * num_heads + m) * HEAD_DIMS
+    rows_of_queries = n * (num_heads * HEAD_DIMS)
+    for head in tl.static_range(HEADS):
+        at = grad_q_ptr + head * HEAD_DIMS
+        store_rows(at, rows_of_queries, grads_q[head] * scale, exists, HEAD_DIMS, D)
 
-        ty, tx = coordinates(
-            locations_ptr,
-            keys[:, None],
-            num_keys,
-            rows,
-            columns,
-            y_first,
-            y_step,
-            y_slope,
-            x_first,
-            x_step,
-            x_slope,
-        )
-        grad_bias = tl.reshape(tl.trans(grad_logits.to(TENTS)), (KEYS, ROWS, COLUMNS))
-        tents_x = tl.permute(tents(tx, chunk_column, CHUNK_W, TENTS), (0, 2, 1))  # (KEYS, CHUNK_W, COLUMNS)
-        by_row = tl.dot(tents_x, tl.permute(grad_bias, (0, 2, 1)), input_precision=PRECISION).to(TENTS)
-        tents_y = tents(ty, chunk_row, CHUNK_H, TENTS)  # (KEYS, ROWS, CHUNK_H)
-        by_row = tl.reshape(by_row, (KEYS // SPLIT, SPLIT, CHUNK_W, ROWS))
-        by_row = tl.reshape(tl.permute(by_row, (1, 2, 0, 3)), (SPLIT, CHUNK_W, KEYS // SPLIT * ROWS))
-        tents_y = tl.reshape(tents_y, (KEYS // SPLIT, SPLIT, ROWS, CHUNK_H))
-        tents_y = tl.reshape(tl.permute(tents_y, (1, 0, 2, 3)), (SPLIT, KEYS // SPLIT * ROWS, CHUNK_H))
-        grad_table = tl.dot(by_row, tents_y, grad_table, input_precision=PRECISION)
-    if chunk == 0:
-        grad_q_ptr += (b * height * width * num_heads + m) * HEAD
-        store_rows(grad_q_ptr, n * (num_heads * HEAD), grad_q * scale, exists, HEAD, D)
-    table_rows = (chunk_row + tl.arange(0, CHUNK_H))[:, None]
-    table_columns = (chunk_column + tl.arange(0, CHUNK_W))[None, :]
-    grad_tables_ptr += tl.program_id(0).to(tl.int64) * (TABLE_H * TABLE_W)
-    tl.store(
-        grad_tables_ptr + table_rows * TABLE_W + table_columns,
-        tl.trans(tl.sum(grad_table, 0)),
-        mask=(table_rows < TABLE_H) & (table_columns < TABLE_W),
+
+@triton.jit(do_not_specialize=[*SIZES, *Q_STRIDES, *KV_STRIDES, *GRAD_STRIDES])
+def table_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    cells_ptr,
+    points_ptr,
+    grad_ptr,
+    lse_ptr,
+    delta_ptr,
+    grad_tables_ptr,
+    scale,
+    y_step,
+    x_step,
+    q_image,
+    q_head,
+    q_row,
+    k_image,
+    k_head,
+    k_row,
+    v_image,
+    v_head,
+    v_row,
+    grad_image,
+    grad_head,
+    grad_row,
+    num_heads,
+    num_groups,
+    height,
+    width,
+    num_keys,
+    num_points,
+    table_h,
+    table_w,
+    cells_h,
+    cells_w,
+    HEAD_DIMS: tl.constexpr,
+    D: tl.constexpr,
+    UNIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WARPS: tl.constexpr,
+    TENTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Gradient of the table by tile: `(B, M / HEADS, tiles, HEADS, table_h, table_w)`.
+
+    One program: one tile of queries of `HEADS` heads, with all keys, and one chunk of `CHUNK x CHUNK` knots
+    of the table. `TENTS` is the dtype of the table's products.
+    """
+    QUERIES: tl.constexpr = ROWS * COLUMNS
+    KEYS_OF_WARP: tl.constexpr = KEYS // WARPS
+    tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
+    b, m = image_and_head(tl.program_id(0) // tiles, num_heads, HEADS)
+    n, exists, first_row, first_column = tile_of_queries(
+        tl.program_id(0) % tiles, height, width, ROWS, COLUMNS
     )
+    q_ptr += (b * q_image + m * q_head) * UNIT
+    k_ptr += (b * k_image + m * k_head) * UNIT
+    v_ptr += (b * v_image + m * v_head) * UNIT
+    grad_ptr += (b * grad_image + m * grad_head) * UNIT
+    lse_ptr += (b * num_heads + m) * height * width
+    delta_ptr += (b * num_heads + m) * height * width
+    cells_ptr = middle_cell(cells_ptr, m // HEADS, table_h, table_w, cells_h, cells_w)
+    points_ptr += (b * num_groups + m // (num_heads // num_groups)) * num_points * 2
+
+    rows, columns = queries_as_columns(ROWS, COLUMNS, WARPS)
+    y, x = points_of_tile(first_row, first_column, rows, columns, height, width, y_step, x_step)
+    chunks_x = tl.cdiv(table_w, CHUNK)
+    first_knot_y = tl.program_id(1) // chunks_x * CHUNK
+    first_knot_x = tl.program_id(1) % chunks_x * CHUNK
+    rows, columns = rows_or_columns(ROWS), rows_or_columns(COLUMNS)
+    tile_y = (first_row + rows).to(tl.float32) * y_step - (first_knot_y - table_h // 2)
+    tile_x = (first_column + columns).to(tl.float32) * x_step - (first_knot_x - table_w // 2)
+    factor = scale * LOG2E
+    queries = ()
+    grads = ()
+    for head in tl.static_range(HEADS):
+        q = load_rows(q_ptr + head * (q_head * UNIT), n * (q_row * UNIT), exists, HEAD_DIMS, D)
+        grad_out = load_rows(
+            grad_ptr + head * (grad_head * UNIT), n * (grad_row * UNIT), exists, HEAD_DIMS, D
+        )
+        at = head * (height * width) + n
+        log2_of_sum = tl.load(lse_ptr + at, mask=exists, other=float('inf')) * LOG2E
+        delta = tl.load(delta_ptr + at, mask=exists, other=0.0)
+        queries = queries + ((q, grad_out, log2_of_sum, delta),)
+        grads = grads + (tl.zeros((WARPS, CHUNK, CHUNK), tl.float32),)
+    for first_key in range(0, num_keys, KEYS):
+        keys = first_key + tl.arange(0, KEYS)
+        exist = keys < num_keys
+        key_y, key_x = load_points(points_ptr, first_key + keys_as_rows(KEYS, 1), WARPS)
+        biases = bias_of_pairs(cells_ptr, key_y + y, key_x + x, cells_w, True)
+        key_y, key_x = load_points(points_ptr, first_key + keys_by_warp(KEYS, WARPS), WARPS)
+        tents_x = tents_by_key(tents(key_x + tile_x, CHUNK, TENTS))
+        tents_y = tents_by_warp(tents(key_y + tile_y, CHUNK, TENTS))
+        new_grads = ()
+        for head in tl.static_range(HEADS):
+            q, grad_out, log2_of_sum, delta = queries[head]
+            k = load_rows(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
+            v = load_rows(v_ptr + head * (v_head * UNIT), keys * (v_row * UNIT), exist, HEAD_DIMS, D)
+            logits = tl.dot(k, tl.trans(q), biases[head], input_precision=PRECISION)
+            weights = weights_of_pairs(logits * factor, log2_of_sum[None, :])
+            # starts from -delta, which then takes no subtraction of its own
+            from_delta = tl.broadcast_to(-delta[None, :], (KEYS, QUERIES))
+            grad_logits = weights * tl.dot(v, tl.trans(grad_out), from_delta, input_precision=PRECISION)
+            grad_bias = tl.permute(tl.reshape(grad_logits.to(TENTS), (KEYS, ROWS, COLUMNS)), (0, 2, 1))
+            by_row = tl.dot(tents_x, grad_bias, input_precision=PRECISION).to(TENTS)  # (KEYS, CHUNK, ROWS)
+            by_row = tl.permute(tl.reshape(by_row, (KEYS_OF_WARP, WARPS, CHUNK, ROWS)), (1, 2, 0, 3))
+            by_row = tl.reshape(by_row, (WARPS, CHUNK, KEYS_OF_WARP * ROWS))
+            new_grads = new_grads + (tl.dot(by_row, tents_y, grads[head], input_precision=PRECISION),)
+        grads = new_grads
+    table_row = (first_knot_y + tl.arange(0, CHUNK))[:, None]
+    table_column = (first_knot_x + tl.arange(0, CHUNK))[None, :]
+    inside = (table_row < table_h) & (table_column < table_w)
+    grad_tables_ptr += tl.program_id(0).to(tl.int64) * (HEADS * table_h * table_w)
+    for head in tl.static_range(HEADS):
+        at = head * (table_h * table_w) + table_row * table_w + table_column
+        tl.store(grad_tables_ptr + at, tl.trans(tl.sum(grads[head], 0)), mask=inside)

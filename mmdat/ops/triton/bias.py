@@ -1,35 +1,35 @@
-"""The bias of deformable attention, `phi(B; R)` of Equation (9), as the kernels compute it for tiles of
-pairs.
+"""The bias of deformable attention, `phi(B; R)` of Equation (9), as kernels compute it for tiles of pairs.
 
-A *tile* is `ROWS x COLUMNS` neighbouring queries of a head, a *block* is `KEYS` of its keys, and a *pair* is
-a query of the tile with a key of the block. Along an axis, query `i` meets a key at position `p` at the
-coordinate `t = first + step i - slope p` of the bias table, in *knots*: whole numbers are the table's
-entries.
+A *tile* is `ROWS x COLUMNS` neighbouring queries, a *block* is `KEYS` keys, and a *pair* is a query of the
+tile with a key of the block. Along an axis, query `i` meets a key at position `p` at the coordinate `t =
+first + step i - slope p` of the bias table, in *knots*: whole numbers are the table's entries.
 
-Cells. A naive kernel gathers four entries of the table for each pair, tests each against the border, and does
-this again for the derivatives. Here the table `(M, T_h, T_w)` is first rewritten as cells
-`(M, T_h + 4, T_w + 4, 4)` (`pack_cells_kernel`). The cell at a knot has the four numbers of the bilinear form
-right and below of it,
+Cells. A naive kernel gathers four entries of the table for each pair, tests each against the border, and
+does this again for the derivatives. Here the table `(M, T_h, T_w)` is first rewritten as cells
+(`pack_cells_kernel`). The cell at a knot has the four numbers of the bilinear form right and below of it,
 
     bias = (value + fy along_y) + fx (along_x + fy along_both),    fy = ty - floor(ty), fx = tx - floor(tx),
 
-in 16 bytes side by side. A pair needs one load and three multiply-adds, and the bias' derivatives by the
-key's position are parts of the same form: `along_y + fx along_both` and `along_x + fy along_both`. The table
-ends in two knots of zeros on each side, and coordinates are clamped to these, so nothing is tested. A last
-row of cells is `-inf`: it is where the keys look that fill up the last block. Cells hold `bias / scale`, so
-that a product of queries and keys that starts from them gives all of a logit but its factor `scale`.
+side by side. A pair needs one load and three multiply-adds, and the bias' derivatives by the key's position
+are parts of the same form: `along_y + fx along_both` and `along_x + fy along_both`. Cells hold `bias /
+scale`, so that a product of queries and keys that starts from them gives all of a logit but its factor
+`scale`.
 
-Order. Floors and fractions depend on key and row, or on key and column, and are computed once for these. The
-tensors of pairs have an order of axes that lays the lanes of a warp along neighbouring columns of
-neighbouring keys. These read the same few cells, so that a gather costs about as much as a load of contiguous
-numbers. One transposition brings the result to where tensor cores want it.
+Margins. Nothing is tested or clamped for a pair. Keys further away than the table reaches are moved to
+where no query meets the table (`pack_points_kernel`), and the cells have margins of zeros for all that
+queries can meet then: half a table on each side. Keys that do not exist, which fill up the last block, meet
+rows of `-inf` below; keys whose position is not a number meet columns of these rows that are no numbers.
 
-Runs. Where the map is wide, neighbouring queries are less than a knot apart: `RUN` of them in a row span two
-cells at most. With `u` the distance from the run's first knot, the bias in a run is a sum of two ramps,
+Two heads at once. Under half precision, cells are half precision too, and those of two heads of a group,
+which share their keys' positions, make words of 32 bits: a cell of 16 bytes, one load and three packed
+multiply-adds serve two logits. Coordinates are in float32, and fractions are rounded last. A bias then has
+the relative error of half precision, as all weights have under autocast.
 
-    level + first min(u, 1) + second max(u - 1, 0),
-
-whose three numbers the run shares: one load of 24 bytes for `RUN` pairs.
+Axes. The tensors of pairs have the axes `(4, 8, WARPS, 2, m, n, 2)` until they are done (`pair_axis`). The
+compiler lays the first axes along the lanes and warps, because nothing else distinguishes them, and so each
+thread computes the very pairs that it holds of a product `(rows, columns)` on tensor cores: nothing passes
+from thread to thread. The lanes of a warp are neighbouring queries of neighbouring keys, which read few
+cells. Were a compiler to lay the axes otherwise, results would be the same, and slower.
 
 The gradient of the table is the adjoint: see `tents`.
 """
@@ -38,218 +38,332 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
+_ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2^23: float32 numbers of this size are whole
+_BITS_OF_ROUNDING = tl.constexpr(0x4B400000)
 
 
-@triton.jit(do_not_specialize=['factor'])
+def cells_size(table_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the cells of a table of `(T_h, T_w)` knots.
+
+    Along each axis they begin `T // 2 + 2` knots before the table, and end as many after it. `T // 2 + 3`
+    rows more are for keys without position.
+    """
+    table_h, table_w = table_size
+    return table_h + 3 * (table_h // 2) + 8, table_w + 2 * (table_w // 2) + 5
+
+
+@triton.jit(do_not_specialize=['factor', 'table_h', 'table_w', 'cells_h', 'cells_w'])
 def pack_cells_kernel(
-    table_ptr, cells_ptr, factor, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr, BLOCK: tl.constexpr
+    table_ptr, cells_ptr, factor, table_h, table_w, cells_h, cells_w, HEADS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Cells of a table, times `factor`. One program: `BLOCK` cells of the head `program_id(1)`."""
-    ROW: tl.constexpr = TABLE_W + 4
-    COUNT: tl.constexpr = (TABLE_H + 4) * ROW
-    head = tl.program_id(1)
-    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y = cell // ROW - 2
-    x = cell % ROW - 2
-    table_ptr += head * (TABLE_H * TABLE_W)
-    here = _entry(table_ptr, y, x, TABLE_H, TABLE_W) * factor
-    right = _entry(table_ptr, y, x + 1, TABLE_H, TABLE_W) * factor
-    below = _entry(table_ptr, y + 1, x, TABLE_H, TABLE_W) * factor
-    across = _entry(table_ptr, y + 1, x + 1, TABLE_H, TABLE_W) * factor
-    value = tl.where(y > TABLE_H, float('-inf'), here)  # the last row
-    out = cells_ptr + (head * COUNT + cell) * 4
-    tl.store(out, value, mask=cell < COUNT)
-    tl.store(out + 1, below - here, mask=cell < COUNT)
-    tl.store(out + 2, right - here, mask=cell < COUNT)
-    tl.store(out + 3, (across - below) - (right - here), mask=cell < COUNT)
+    """Cells `(M / HEADS, cells_h, cells_w, 4)` of a table, times `factor`: float32, or words of two heads.
+
+    One program: `BLOCK` numbers of the heads `program_id(1)`.
+    """
+    count = cells_h * cells_w * 4
+    number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    table_ptr += tl.program_id(1) * HEADS * (table_h * table_w)
+    numbers = _number_of_cell(table_ptr, number, factor, table_h, table_w, cells_w)
+    if HEADS == 2:
+        second = _number_of_cell(table_ptr + table_h * table_w, number, factor, table_h, table_w, cells_w)
+        numbers = _word(_half(numbers), _half(second))
+    tl.store(cells_ptr + tl.program_id(1).to(tl.int64) * count + number, numbers, mask=number < count)
 
 
 @triton.jit
-def _entry(table_ptr, y, x, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr):
-    inside = (y >= 0) & (y < TABLE_H) & (x >= 0) & (x < TABLE_W)
-    return tl.load(table_ptr + y * TABLE_W + x, mask=inside, other=0.0)
+def _number_of_cell(table_ptr, number, factor, table_h, table_w, cells_w):
+    """`value`, `along_y`, `along_x`, `along_both`, by the last axis of cells."""
+    y = number // 4 // cells_w - (table_h // 2 + 2)
+    x = number // 4 % cells_w - (table_w // 2 + 2)
+    here = _entry(table_ptr, y, x, table_h, table_w)
+    along_y = _entry(table_ptr, y + 1, x, table_h, table_w) - here
+    along_x = _entry(table_ptr, y, x + 1, table_h, table_w) - here
+    along_both = _entry(table_ptr, y + 1, x + 1, table_h, table_w) - here - along_y - along_x
+    of_y = tl.where(number % 2 == 0, here, along_y)
+    of_x = tl.where(number % 2 == 0, along_x, along_both)
+    numbers = tl.where(number % 4 < 2, of_y, of_x) * factor
+    nowhere = tl.where(number // 4 % cells_w < cells_w // 2, float('-inf'), float('nan'))
+    return tl.where((number % 4 == 0) & (y > table_h + table_h // 2 + 2), nowhere, numbers)
 
 
 @triton.jit
-def coordinates(
-    locations_ptr, keys, num_keys, rows, columns, y_first, y_step, y_slope, x_first, x_step, x_slope
-):
-    """Coordinates of keys with the rows, and with the columns, of a tile; all three broadcast."""
-    exists = keys < num_keys
-    y = tl.load(locations_ptr + keys * 2, mask=exists, other=0.0)
-    x = tl.load(locations_ptr + keys * 2 + 1, mask=exists, other=0.0)
-    return (y_first - y_slope * y) + y_step * rows, (x_first - x_slope * x) + x_step * columns
+def _half(x):
+    """Numbers beyond the range of float16 become its largest."""
+    finite = tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(x == float('-inf'), x, finite).to(tl.float16)
 
 
 @triton.jit
-def _cell(cells_ptr, ty, tx, exists, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr):
-    """Addresses of the cells at coordinates, and the knots at which these begin."""
-    y = tl.clamp(tl.floor(ty), -2.0, TABLE_H * 1.0)
-    x = tl.clamp(tl.floor(tx), -2.0, TABLE_W * 1.0)
-    # in bytes and without sign, which the hardware adds to an address in one instruction
-    row = tl.where(exists, y.to(tl.int32) + 2, TABLE_H + 3) * ((TABLE_W + 4) * 16)
-    column = (x.to(tl.int32) + 2) * 16
-    address = (cells_ptr.to(tl.pointer_type(tl.int8)) + row.to(tl.uint32)) + column.to(tl.uint32)
-    return address.to(tl.pointer_type(tl.float32)), y, x
+def _entry(table_ptr, y, x, table_h, table_w):
+    inside = (y >= 0) & (y < table_h) & (x >= 0) & (x < table_w)
+    return tl.load(table_ptr + y * table_w + x, mask=inside, other=0.0)
 
 
-@triton.jit
-def bias_of_pairs(
-    cells_ptr,
+@triton.jit(do_not_specialize='num_keys num_points table_h table_w cells_h cells_w'.split())
+def pack_points_kernel(
     locations_ptr,
-    first_key,
-    num_keys,
-    first_row,
-    first_column,
+    points_ptr,
     y_first,
-    y_step,
     y_slope,
     x_first,
-    x_step,
     x_slope,
-    TABLE_H: tl.constexpr,
-    TABLE_W: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    KEYS: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    """Bias of all pairs of a tile and a block, over `scale`: `(KEYS, ROWS COLUMNS)`, from one cell a pair.
-
-    The axes inside are `(LANES, 32 / LANES, KEYS LANES / 32, ROWS, COLUMNS / LANES)`: the lanes of a warp are
-    `LANES` neighbouring columns of `32 / LANES` neighbouring keys.
-    """
-    NEAR: tl.constexpr = 32 // LANES
-    keys = first_key + tl.arange(0, NEAR)[:, None] + tl.arange(0, KEYS // NEAR)[None, :] * NEAR
-    keys = keys[None, :, :, None, None]
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.float32)[None, None, None, :, None]
-    columns = first_column + tl.arange(0, LANES)[:, None] + tl.arange(0, COLUMNS // LANES)[None, :] * LANES
-    columns = columns.to(tl.float32)[:, None, None, None, :]
-    ty, tx = coordinates(
-        locations_ptr, keys, num_keys, rows, columns, y_first, y_step, y_slope, x_first, x_step, x_slope
-    )
-    cell, y, x = _cell(cells_ptr, ty, tx, keys < num_keys, TABLE_H, TABLE_W)
-    numbers = tl.load(tl.expand_dims(cell, 5) + tl.arange(0, 4)[None, None, None, None, None, :])
-    numbers = tl.reshape(numbers, (LANES, NEAR, KEYS // NEAR, ROWS, COLUMNS // LANES, 2, 2))
-    without_x, with_x = tl.split(tl.permute(numbers, (0, 1, 2, 3, 4, 6, 5)))
-    value, along_y = tl.split(without_x)
-    along_x, along_both = tl.split(with_x)
-    fy = ty - y
-    bias = (value + fy * along_y) + (tx - x) * (along_x + fy * along_both)
-    return tl.reshape(tl.permute(bias, (2, 1, 3, 4, 0)), (KEYS, ROWS * COLUMNS))
-
-
-@triton.jit
-def runs(
-    cells_ptr,
-    locations_ptr,
-    first_key,
     num_keys,
-    first_row,
-    first_column,
-    y_first,
-    y_step,
-    y_slope,
-    x_first,
-    x_step,
-    x_slope,
-    TABLE_H: tl.constexpr,
-    TABLE_W: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    KEYS: tl.constexpr,
-    RUN: tl.constexpr,
+    num_points,
+    table_h,
+    table_w,
+    cells_h,
+    cells_w,
+    BLOCK: tl.constexpr,
 ):
-    """What the bias of all pairs of a tile and a block is made of, for runs of `RUN` queries in a row.
+    """Where query (0, 0) meets each key, in knots from the middle of the table: `(B, G, num_points, 2)`.
 
-    The axes are `(COLUMNS / RUN, NEAR, KEYS / NEAR, ROWS)`, and `RUN` for what differs in a run. The first
-    two are the lanes of a warp: runs side by side, and neighbouring keys. `pairs` brings them into the usual
-    order.
-
-    Returns:
-        level_0, level_1, first_0, first_1, second_0, second_1: The level of each run, and the slopes of its
-        two ramps,
-            on the row of knots above the query (`..._0`), and their change from there to the next row
-            (`..._1`).
-        fy: Fractions of the rows' coordinates, so that `level = level_0 + fy level_1`.
-        u: Distances from the first knot.
+    From the middle, because float32 has more digits of small numbers. `num_points` counts keys and those that
+    fill up the last block. One program: `BLOCK` of them of the group `program_id(1)`.
     """
-    SIDE_BY_SIDE: tl.constexpr = COLUMNS // RUN
-    NEAR: tl.constexpr = 32 // SIDE_BY_SIDE
-    keys = first_key + tl.arange(0, NEAR)[:, None] + tl.arange(0, KEYS // NEAR)[None, :] * NEAR
-    keys = keys[None, :, :, None]
-    rows = (first_row + tl.arange(0, ROWS)).to(tl.float32)[None, None, None, :]
-    columns = (first_column + tl.arange(0, SIDE_BY_SIDE) * RUN).to(tl.float32)[:, None, None, None]
-    ty, tx = coordinates(
-        locations_ptr, keys, num_keys, rows, columns, y_first, y_step, y_slope, x_first, x_step, x_slope
+    group = tl.program_id(1).to(tl.int64)
+    key = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = key < num_keys
+    locations_ptr += group * num_keys * 2 + key * 2
+    half_h = table_h // 2
+    half_w = table_w // 2
+    y = (y_first - half_h) - y_slope * tl.load(locations_ptr, mask=exists, other=0.0)
+    x = (x_first - half_w) - x_slope * tl.load(locations_ptr + 1, mask=exists, other=0.0)
+    is_nan = (y != y) | (x != x)
+    y = tl.clamp(y, (-2 - 2 * half_h).to(tl.float32), (table_h - half_h).to(tl.float32))
+    x = tl.clamp(x, (-2 - 2 * half_w).to(tl.float32), (table_w - half_w).to(tl.float32))
+    nowhere = (cells_h - (half_h + 3)) - (2 * half_h + 2)
+    first = -(2 * half_w + 2)  # of the columns
+    y = tl.where(is_nan | (key >= num_keys), nowhere.to(tl.float32), y)
+    x = tl.where(key >= num_keys, first.to(tl.float32), x)
+    x = tl.where(is_nan, (first + cells_w // 2).to(tl.float32), x)
+    points_ptr += group * num_points * 2 + key * 2
+    tl.store(points_ptr, y, mask=key < num_points)
+    tl.store(points_ptr + 1, x, mask=key < num_points)
+
+
+@triton.jit
+def middle_cell(cells_ptr, number, table_h, table_w, cells_h, cells_w):
+    """Address of the cell in the middle of the table of the heads `number`."""
+    middle = (table_h // 2 * 2 + 2) * cells_w + (table_w // 2 * 2 + 2)
+    return cells_ptr + (number * (cells_h * cells_w) + middle) * 4
+
+
+@triton.jit
+def pair_axis(AXIS: tl.constexpr, SIZE: tl.constexpr):
+    """`0, 1, ... SIZE - 1` along one of the axes of pairs.
+
+    The axes of a product `(rows, columns)` are numbered so that
+
+        row = ((axis_4 WARPS + axis_2) 2 + axis_3) 8 + axis_1,    column = (axis_5 4 + axis_0) 2 + axis_6,
+
+    which is how tensor cores want rows and columns to lie in the lanes (axes 0 and 1), warps (axis 2) and
+    registers (the rest) of an accumulator.
+    """
+    return tl.reshape(
+        tl.arange(0, SIZE),
+        (
+            SIZE if AXIS == 0 else 1,
+            SIZE if AXIS == 1 else 1,
+            SIZE if AXIS == 2 else 1,
+            SIZE if AXIS == 3 else 1,
+            SIZE if AXIS == 4 else 1,
+            SIZE if AXIS == 5 else 1,
+            SIZE if AXIS == 6 else 1,
+        ),
     )
-    cell, y, x = _cell(cells_ptr, ty, tx, keys < num_keys, TABLE_H, TABLE_W)
-    cell = tl.expand_dims(cell, 4)
-    numbers = tl.load(cell + tl.arange(0, 4)[None, None, None, None, :])
-    numbers = tl.reshape(numbers, (SIDE_BY_SIDE, NEAR, KEYS // NEAR, ROWS, 2, 2))
-    level, first = tl.split(tl.permute(numbers, (0, 1, 2, 3, 5, 4)))
-    level_0, level_1 = tl.split(level)
-    first_0, first_1 = tl.split(first)
-    second_0, second_1 = tl.split(tl.load(cell + 6 + tl.arange(0, 2)[None, None, None, None, :]))
-    distances = x_step * tl.arange(0, RUN).to(tl.float32)[None, None, None, None, :]
-    u = tl.expand_dims(tx - x, 4) + distances
-    return level_0, level_1, first_0, first_1, second_0, second_1, ty - y, u
 
 
 @triton.jit
-def ramps(level, first, second, u):
-    """The sum of two ramps in each run."""
-    level = tl.expand_dims(level, 4)
-    first = tl.expand_dims(first, 4)
-    second = tl.expand_dims(second, 4)
-    return level + first * tl.minimum(u, 1.0) + second * tl.maximum(u - 1.0, 0.0)
+def keys_as_rows(KEYS: tl.constexpr, WARPS: tl.constexpr):
+    """Numbers of a block's keys where they are the rows of a product."""
+    sixteen = pair_axis(4, KEYS // (16 * WARPS)) * WARPS + pair_axis(2, WARPS)
+    return sixteen * 16 + pair_axis(3, 2) * 8 + pair_axis(1, 8)
 
 
 @triton.jit
-def slope_along_runs(first, second, u):
-    """The derivative of `ramps` by `u`. A knot is the start of a cell, as in `F.grid_sample`."""
-    return tl.where(u < 1.0, tl.expand_dims(first, 4), tl.expand_dims(second, 4))
+def keys_as_columns(KEYS: tl.constexpr):
+    return pair_axis(5, KEYS // 8) * 8 + pair_axis(0, 4) * 2 + pair_axis(6, 2)
 
 
 @triton.jit
-def pairs(x, KEYS: tl.constexpr, QUERIES: tl.constexpr):
-    """From the axes of `runs` to `(KEYS, QUERIES)`."""
-    return tl.reshape(tl.permute(x, (2, 1, 3, 0, 4)), (KEYS, QUERIES))
+def queries_as_rows(ROWS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constexpr):
+    """Rows and columns of a tile's queries where these are the rows of a product.
 
-
-@triton.jit
-def tents(t, first, COUNT: tl.constexpr, DTYPE: tl.constexpr):
-    """Weights `max(0, 1 - |t - knot|)` of `COUNT` knots from `first` on: from coordinates `(n, m)` to `(n, m,
-    COUNT)`.
-
-    Bilinear interpolation is separable, so the bias of a key with a tile is `tents_y . table . tents_x^T`,
-    and the gradient of the table is a sum over keys of `tents_y^T . grad_bias . tents_x`: products of
-    matrices for tensor cores, instead of four atomic additions a pair. See `portable.py`.
-
-    Eight neighbouring knots lie in one thread, which then writes them at once.
+    Kept apart, so that what depends on one of them is computed once for it.
     """
-    N: tl.constexpr = t.shape[0]
-    M: tl.constexpr = t.shape[1]
-    knots = (first + tl.arange(0, COUNT // 8) * 8).to(tl.float32)[None, None, :]
-    t = t[:, :, None]
-    knots_04 = tl.join(_tent(t, knots, DTYPE), _tent(t, knots + 4, DTYPE))
-    knots_26 = tl.join(_tent(t, knots + 2, DTYPE), _tent(t, knots + 6, DTYPE))
-    knots_15 = tl.join(_tent(t, knots + 1, DTYPE), _tent(t, knots + 5, DTYPE))
-    knots_37 = tl.join(_tent(t, knots + 3, DTYPE), _tent(t, knots + 7, DTYPE))
-    return tl.reshape(tl.join(tl.join(knots_04, knots_26), tl.join(knots_15, knots_37)), (N, M, COUNT))
+    sixteen = pair_axis(4, ROWS * COLUMNS // (16 * WARPS)) * WARPS + pair_axis(2, WARPS)
+    if COLUMNS == 8:
+        return sixteen * 2 + pair_axis(3, 2), pair_axis(1, 8)
+    else:
+        tl.static_assert(COLUMNS == 16)
+        return sixteen, pair_axis(3, 2) * 8 + pair_axis(1, 8)
 
 
 @triton.jit
-def _tent(t, knots, DTYPE: tl.constexpr):
+def queries_as_columns(ROWS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constexpr = 1):
+    eight = pair_axis(5, ROWS * COLUMNS // (8 * WARPS)) * WARPS + pair_axis(2, WARPS)
+    return (
+        eight // (COLUMNS // 8),
+        eight % (COLUMNS // 8) * 8 + pair_axis(0, 4) * 2 + pair_axis(6, 2),
+    )
+
+
+@triton.jit
+def load_points(points_ptr, keys, WARPS: tl.constexpr):
+    """Where query (0, 0) meets keys, see `pack_points_kernel`, with the axes of pairs.
+
+    Each lane loads its own: loads of fewer numbers than there are threads are repeated by the compiler for
+    each use, and with them all that follows from them.
+    """
+    at = tl.expand_dims(points_ptr + keys * 2, 7)
+    shape: tl.constexpr = (4, 8, WARPS, at.shape[3], at.shape[4], at.shape[5], at.shape[6], 2)
+    return tl.split(tl.load(tl.broadcast_to(at, shape) + tl.arange(0, 2)))
+
+
+@triton.jit
+def _floor(t):
+    """As float32 and as int32."""
     if INTERPRETED:
-        return tl.clamp(1.0 - tl.abs(t - knots), 0.0, 1.0).to(DTYPE)
-    return tl.inline_asm_elementwise(  # two instructions; the compiler makes four of the formula
-        '{ .reg .f32 d; sub.f32 d, $1, $2; abs.f32 d, d; sub.sat.f32 $0, 0f3F800000, d; }',
-        '=f,f,f',
-        [t, knots],
-        tl.float32,
-        True,
-        1,
-    ).to(DTYPE)
+        whole = tl.floor(t)
+        return whole, whole.to(tl.int32)
+    # rounding down to a whole number leaves it in the last bits: two additions, and no slow conversion
+    rounded = libdevice.add_rd(t, _ROUNDING)
+    return rounded - _ROUNDING, rounded.to(tl.int32, bitcast=True) - _BITS_OF_ROUNDING
+
+
+@triton.jit
+def cells_of_pairs(cells_ptr, ty, tx, cells_w):
+    """`value, along_y, along_x, along_both, fy, fx` of the cells at coordinates from the middle."""
+    y, row = _floor(ty)
+    x, column = _floor(tx)
+    cell = cells_ptr + row * (cells_w * 4) + column * 4
+    numbers = tl.load(tl.expand_dims(cell, 7) + tl.arange(0, 4))
+    S: tl.constexpr = cell.shape
+    even, odd = tl.split(tl.reshape(numbers, (S[0], S[1], S[2], S[3], S[4], S[5], S[6], 2, 2)))
+    value, along_x = tl.split(even)
+    along_y, along_both = tl.split(odd)
+    fy = ty - y
+    fx = tx - x
+    if cells_ptr.dtype.element_ty == tl.int32:
+        fy = _twice(fy)
+        fx = _twice(fx)
+    return value, along_y, along_x, along_both, fy, fx
+
+
+@triton.jit
+def bias_of_pairs(cells_ptr, ty, tx, cells_w, WARPS_IN_COLUMNS: tl.constexpr = False):
+    """Bias over `scale` at coordinates from the middle: `(rows, columns)` for each head."""
+    value, along_y, along_x, along_both, fy, fx = cells_of_pairs(cells_ptr, ty, tx, cells_w)
+    bias = fma(fx, fma(fy, along_both, along_x), fma(fy, along_y, value))
+    return by_head(bias, WARPS_IN_COLUMNS)
+
+
+@triton.jit
+def by_head(x, WARPS_IN_COLUMNS: tl.constexpr = False):
+    """From the axes of pairs to a tuple with `(rows, columns)` in float32 for each head."""
+    rows: tl.constexpr = x.shape[1] * x.shape[3] * x.shape[4]
+    columns: tl.constexpr = x.shape[0] * x.shape[5] * x.shape[6]
+    if WARPS_IN_COLUMNS:
+        x = tl.reshape(tl.permute(x, (4, 3, 1, 5, 2, 0, 6)), (rows, columns * x.shape[2]))
+    else:
+        x = tl.reshape(tl.permute(x, (4, 2, 3, 1, 5, 0, 6)), (rows * x.shape[2], columns))
+    if x.dtype == tl.float32:
+        return (x,)
+    else:
+        first, second = _halves(x)
+        return first.to(tl.float32), second.to(tl.float32)
+
+
+@triton.jit
+def fma(a, b, c):
+    """`a b + c`, of float32 or of words."""
+    if a.dtype == tl.float32:
+        return a * b + c
+    elif INTERPRETED:
+        a_first, a_second = _halves(a)
+        b_first, b_second = _halves(b)
+        c_first, c_second = _halves(c)
+        return _word(a_first * b_first + c_first, a_second * b_second + c_second)
+    else:
+        return tl.inline_asm_elementwise(
+            'fma.rn.f16x2 $0, $1, $2, $3;', '=r,r,r,r', [a, b, c], tl.int32, True, 1
+        )
+
+
+@triton.jit
+def _twice(x):
+    """A word with twice the same number."""
+    if INTERPRETED:
+        return _word(x.to(tl.float16), x.to(tl.float16))
+    return tl.inline_asm_elementwise('cvt.rn.f16x2.f32 $0, $1, $1;', '=r,f', [x], tl.int32, True, 1)
+
+
+@triton.jit
+def _word(first, second):
+    first = first.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return first | (second.to(tl.int16, bitcast=True).to(tl.int32) << 16)
+
+
+@triton.jit
+def _halves(word):
+    first = word.to(tl.int16).to(tl.float16, bitcast=True)
+    return first, (word >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def keys_by_warp(KEYS: tl.constexpr, WARPS: tl.constexpr):
+    """Numbers of a block's keys, with the axes of `tents`."""
+    return pair_axis(4, KEYS // WARPS) * WARPS + pair_axis(2, WARPS)
+
+
+@triton.jit
+def rows_or_columns(LENGTH: tl.constexpr):
+    """Numbers of a tile's rows or columns, with the axes of `tents`."""
+    return pair_axis(5, LENGTH // 8) * 8 + pair_axis(0, 4) * 2 + pair_axis(3, 2)
+
+
+@triton.jit
+def tents(t, COUNT: tl.constexpr, DTYPE: tl.constexpr):
+    """Weights `max(0, 1 - |t - knot|)` of the knots `0 ... COUNT - 1`, for the table's gradient.
+
+    Bilinear interpolation is separable, so the bias of a key with a tile is `tents_y . table .
+    tents_x^T`, and the gradient of the table is a sum over keys of `tents_y^T . grad_bias . tents_x`:
+    products of matrices for tensor cores, instead of four atomic additions a pair. See `portable.py`.
+
+    The axes are `(4, 8, WARPS, 2, KEYS / WARPS, LENGTH / 8, COUNT / 8)`: a key is `axis_4 WARPS +
+    axis_2`, a row or column `(axis_5 4 + axis_0) 2 + axis_3`, a knot `axis_6 8 + axis_1`. Each thread so
+    computes what it holds of an operand of a product, as in `pair_axis`.
+    """
+    knot = (pair_axis(6, COUNT // 8) * 8 + pair_axis(1, 8)).to(tl.float32)
+    # five instructions for two weights; the compiler makes nine of the formula
+    TWO_TENTS: tl.constexpr = (
+        '{ .reg .f32 a, b; sub.f32 a, $1, $3; sub.f32 b, $2, $4; abs.f32 a, a; abs.f32 b, b; '
+        'sub.sat.f32 a, 0f3F800000, a; sub.sat.f32 b, 0f3F800000, b; '
+    )
+    if INTERPRETED or DTYPE == tl.float32:  # noqa: SIM300
+        return tl.clamp(1.0 - tl.abs(t - knot), 0.0, 1.0).to(DTYPE)
+    elif DTYPE == tl.float16:  # noqa: SIM300
+        ROUNDED: tl.constexpr = TWO_TENTS + 'cvt.rn.f16x2.f32 $0, b, a; }'
+        return tl.inline_asm_elementwise(ROUNDED, '=r,f,f,f,f', [t, knot], tl.float16, True, 2)
+    else:
+        ROUNDED: tl.constexpr = TWO_TENTS + 'cvt.rn.bf16x2.f32 $0, b, a; }'
+        return tl.inline_asm_elementwise(ROUNDED, '=r,f,f,f,f', [t, knot], tl.bfloat16, True, 2)
+
+
+@triton.jit
+def tents_by_key(weights):
+    """`(KEYS, COUNT, LENGTH)`."""
+    keys: tl.constexpr = weights.shape[4] * weights.shape[2]
+    count: tl.constexpr = weights.shape[6] * 8
+    return tl.reshape(tl.permute(weights, (4, 2, 6, 1, 5, 0, 3)), (keys, count, weights.shape[5] * 8))
+
+
+@triton.jit
+def tents_by_warp(weights):
+    """`(WARPS, KEYS LENGTH / WARPS, COUNT)`: the keys that each warp holds, one below another."""
+    length: tl.constexpr = weights.shape[4] * weights.shape[5] * 8
+    shape: tl.constexpr = (weights.shape[2], length, weights.shape[6] * 8)
+    return tl.reshape(tl.permute(weights, (2, 4, 5, 0, 3, 6, 1)), shape)

@@ -4,6 +4,7 @@ Nothing here waits for the card, or asks it for anything: what is decided depend
 dtypes.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,16 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..deformable.coordinates import Coordinates, query_axis
+from ..deformable.coordinates import query_axis
 from ..deformable.inputs import Inputs
-from .backward import keys_kernel, prepare_kernel, queries_kernel
-from .bias import pack_cells_kernel
+from .backward import keys_kernel, prepare_kernel, queries_kernel, table_kernel
+from .bias import cells_size, pack_cells_kernel, pack_points_kernel
 from .forward import forward_kernel
 from .tiles import Case, Pick, Tile, use_default
 
 _TENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_TYPES = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16'}
+_TYPES = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.int32: 'i32'}
 _PACKED_AT_ONCE = 256
+_LARGEST_BLOCK = 128  # of keys, in any tile
 
 
 class Launch(NamedTuple):
@@ -76,13 +78,13 @@ def forward(
     shared = _Shared.of(inputs, case, execute)
 
     def trial(tile: Tile) -> None:
-        args = (q, k, v, shared.cells, shared.locations, out, lse, shared.scale, *shared.axes)
+        args = (q, k, v, shared.cells, shared.points, out, lse, shared.scale, *shared.steps)
         execute(
             Launch(
                 forward_kernel,
-                (shared.heads * shared.tiles(tile),),
+                (shared.heads // case.heads * shared.tiles(tile),),
                 (*args, *_strides(case.unit, q, k, v), *shared.sizes),
-                dict(**shared.constants, **_tile(tile), LANES=tile.lanes),
+                dict(**shared.constants, **_tile(tile)),
                 tile.warps,
                 tile.stages,
             )
@@ -109,7 +111,8 @@ def backward(
     batch, num_heads, num_keys, _ = k.shape
     groups = grad_locations.shape[1]
     delta = torch.empty_like(lse)
-    by_head = grad_locations.new_empty(batch, groups, num_heads // groups, num_keys, 2)
+    slopes = [slope for _, _, slope in _axes(inputs)]
+    by_heads = grad_locations.new_empty(batch, groups, num_heads // groups // case.heads, num_keys, 2)
 
     def trial_of_keys(tile: Tile) -> None:
         tiles = shared.tiles(tile)
@@ -127,7 +130,7 @@ def backward(
                     *(*_strides(case.unit, q, out, grad_out), num_heads, *inputs.query_size),
                 ),
                 dict(
-                    HEAD=case.head_dims,
+                    HEAD_DIMS=case.head_dims,
                     D=case.padded_head,
                     UNIT=case.unit,
                     ROWS=tile.rows,
@@ -135,46 +138,54 @@ def backward(
                 ),
             )
         )
-        args = (q_tiles, grad_tiles, stats, k, v, shared.cells, shared.locations, grad_k, grad_v, by_head)
+        args = (q_tiles, grad_tiles, stats, k, v, shared.cells, shared.points, grad_k, grad_v, by_heads)
         execute(
             Launch(
                 keys_kernel,
-                (shared.heads * triton.cdiv(num_keys, tile.keys),),
-                (*args, shared.scale, *shared.axes, *_strides(case.unit, k, v), *shared.sizes),
-                dict(**shared.constants, RUN=case.run, **_tile(tile)),
+                (shared.heads // case.heads * triton.cdiv(num_keys, tile.keys),),
+                (*args, shared.scale, *shared.steps, *slopes, *_strides(case.unit, k, v), *shared.sizes),
+                dict(**shared.constants, **_tile(tile)),
                 tile.warps,
                 tile.stages,
             )
         )
 
     trial_of_keys(pick('keys', case, trial_of_keys))
-    torch.sum(by_head, 2, out=grad_locations)
+    torch.sum(by_heads, 2, out=grad_locations)
 
     def trial_of_queries(tile: Tile) -> None:
-        by_tile = grad_table.new_empty(batch, num_heads, shared.tiles(tile), *case.table_size)
-        args = (q, k, v, shared.cells, shared.locations, grad_out, lse, delta, grad_q, by_tile)
-        chunks = [triton.cdiv(size, tile.chunk) for size in case.table_size]
+        args = (q, k, v, shared.cells, shared.points, grad_out, lse, delta, grad_q)
         execute(
             Launch(
                 queries_kernel,
-                (shared.heads * shared.tiles(tile), chunks[0] * chunks[1]),
-                (*args, shared.scale, *shared.axes, *_strides(case.unit, q, k, v, grad_out), *shared.sizes),
-                dict(
-                    **shared.constants,
-                    TENTS=_TENTS[case.dtype],
-                    **_tile(tile),
-                    LANES=tile.lanes,
-                    CHUNK_H=tile.chunk,
-                    CHUNK_W=tile.chunk,
-                    SPLIT=tile.split,
-                ),
+                (shared.heads // case.heads * shared.tiles(tile),),
+                (*args, shared.scale, *shared.steps, *_strides(case.unit, q, k, v, grad_out), *shared.sizes),
+                dict(**shared.constants, **_tile(tile)),
                 tile.warps,
                 tile.stages,
             )
         )
-        torch.sum(by_tile, (0, 2), out=grad_table)
 
     trial_of_queries(pick('queries', case, trial_of_queries))
+
+    def trial_of_table(tile: Tile) -> None:
+        sizes = num_heads // case.heads, case.heads, *case.table_size
+        by_tile = grad_table.new_empty(batch, sizes[0], shared.tiles(tile), *sizes[1:])
+        args = (q, k, v, shared.cells, shared.points, grad_out, lse, delta, by_tile)
+        chunks = math.prod(triton.cdiv(size, tile.chunk) for size in case.table_size)
+        execute(
+            Launch(
+                table_kernel,
+                (shared.heads // case.heads * shared.tiles(tile), chunks),
+                (*args, shared.scale, *shared.steps, *_strides(case.unit, q, k, v, grad_out), *shared.sizes),
+                dict(**shared.constants, **_tile(tile), TENTS=_TENTS[case.dtype], CHUNK=tile.chunk),
+                tile.warps,
+                tile.stages,
+            )
+        )
+        torch.sum(by_tile, (0, 2), out=grad_table.view(sizes))
+
+    trial_of_table(pick('table', case, trial_of_table))
 
 
 def launches(case: Case, pick: Pick = use_default) -> list[Launch]:
@@ -189,8 +200,9 @@ def launches(case: Case, pick: Pick = use_default) -> list[Launch]:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device='meta')
 
-    rows, lse = empty(1, 1, 1, case.head_dims, dtype=case.dtype), empty(1, 1, 1)
-    inputs = Inputs(rows, rows, rows, empty(1, *case.table_size), empty(1, 1, 1, 2), (1, 1), 'half_pixel')
+    rows, lse = empty(1, case.heads, 1, case.head_dims, dtype=case.dtype), empty(1, case.heads, 1)
+    table, locations = empty(case.heads, *case.table_size), empty(1, 1, 1, 2)
+    inputs = Inputs(rows, rows, rows, table, locations, (1, 1), 'half_pixel')
     forward(inputs, rows, lse, case, pick, found.append)
     backward(inputs, rows, rows, lse, inputs.tensors(), case, pick, found.append)
     return found
@@ -200,65 +212,81 @@ class _Shared(NamedTuple):
     """What all kernels but `prepare_kernel` take alike."""
 
     cells: Tensor
-    locations: Tensor
+    points: Tensor
     scale: float
-    axes: tuple[float, ...]
+    steps: tuple[float, float]
     sizes: tuple[int, ...]
     constants: dict[str, Any]
     heads: int  # of all images
 
     @classmethod
     def of(cls, inputs: Inputs, case: Case, execute: Callable[[Launch], None]) -> '_Shared':
-        table = _aligned(inputs.bias_table)
-        num_heads, table_height, table_width = table.shape
+        table, locations = _aligned(inputs.bias_table), _aligned(inputs.sampling_locations)
+        num_heads, *table_size = table.shape
+        batch, groups, num_keys, _ = locations.shape
         scale = case.head_dims**-0.5
-        count = (table_height + 4) * (table_width + 4)
-        cells = table.new_empty(num_heads, count, 4)
-        table_size = dict(TABLE_H=table_height, TABLE_W=table_width)
+        cells_h, cells_w = cells_size(table_size)
+        numbers = cells_h * cells_w * 4
+        cells = table.new_empty(
+            num_heads // case.heads, numbers, dtype=torch.int32 if case.heads == 2 else torch.float32
+        )
         execute(
             Launch(
                 pack_cells_kernel,
-                (triton.cdiv(count, _PACKED_AT_ONCE), num_heads),
-                (table, cells, 1 / scale),
-                dict(**table_size, BLOCK=_PACKED_AT_ONCE),
+                (triton.cdiv(numbers, _PACKED_AT_ONCE), num_heads // case.heads),
+                (table, cells, 1 / scale, *table_size, cells_h, cells_w),
+                dict(HEADS=case.heads, BLOCK=_PACKED_AT_ONCE),
             )
         )
-        batch, groups, num_keys, _ = inputs.sampling_locations.shape
+        num_points = triton.cdiv(num_keys, _LARGEST_BLOCK) * _LARGEST_BLOCK
+        points = locations.new_empty(batch, groups, num_points, 2)
+        (y_first, y_step, y_slope), (x_first, x_step, x_slope) = _axes(inputs)
+        execute(
+            Launch(
+                pack_points_kernel,
+                (triton.cdiv(num_points, _PACKED_AT_ONCE), batch * groups),
+                (
+                    *(locations, points, y_first, y_slope, x_first, x_slope),
+                    *(num_keys, num_points, *table_size, cells_h, cells_w),
+                ),
+                dict(BLOCK=_PACKED_AT_ONCE),
+            )
+        )
         height, width = inputs.query_size
         return cls(
             cells=cells,
-            locations=_aligned(inputs.sampling_locations),
+            points=points,
             scale=scale,
-            axes=(
-                *_axis(height, table_height, inputs.coordinates),
-                *_axis(width, table_width, inputs.coordinates),
-            ),
-            sizes=(num_heads, groups, height, width, num_keys),
+            steps=(y_step, x_step),
+            sizes=(num_heads, groups, height, width, num_keys, num_points, *table_size, cells_h, cells_w),
             constants=dict(
-                **table_size,
-                HEAD=case.head_dims,
+                HEAD_DIMS=case.head_dims,
                 D=case.padded_head,
                 UNIT=case.unit,
                 PRECISION=case.precision,
+                HEADS=case.heads,
             ),
             heads=batch * num_heads,
         )
 
     def tiles(self, tile: Tile) -> int:
         """In a map of queries."""
-        _, _, height, width, _ = self.sizes
+        _, _, height, width, *_ = self.sizes
         return triton.cdiv(height, tile.rows) * triton.cdiv(width, tile.columns)
 
 
-def _axis(size: int, table_size: int, coordinates: Coordinates) -> tuple[float, float, float]:
-    """`first, step, slope` of `bias.py`, for an axis of `size` queries."""
-    first, step = query_axis(size, coordinates)
-    slope = (table_size - 1) / 4  # displacements lie in [-2, 2]
-    return slope * (first + 2), slope * step, slope
+def _axes(inputs: Inputs) -> list[tuple[float, float, float]]:
+    """`first, step, slope` of `bias.py` along y and along x."""
+    axes = []
+    for size, knots in zip(inputs.query_size, inputs.bias_table.shape[1:]):
+        first, step = query_axis(size, inputs.coordinates)
+        slope = (knots - 1) / 4  # displacements lie in [-2, 2]
+        axes.append((slope * (first + 2), slope * step, slope))
+    return axes
 
 
 def _tile(tile: Tile) -> dict[str, int]:
-    return dict(ROWS=tile.rows, COLUMNS=tile.columns, KEYS=tile.keys)
+    return dict(ROWS=tile.rows, COLUMNS=tile.columns, KEYS=tile.keys, WARPS=tile.warps)
 
 
 def _rows(x: Tensor, unit: int) -> Tensor:

@@ -1,7 +1,6 @@
-"""Which tiles the kernels take: a few for each, by card, dtype, size of heads and tables, and kind of map.
+"""Which tiles the kernels take: a few for each, by card, dtype, and size of heads and tables.
 
-Sizes of images decide nothing here but the length of runs, so that a new size compiles nothing. The words are
-those of `bias.py`.
+Sizes of images decide nothing here, so that a new size compiles nothing. The words are those of `bias.py`.
 """
 
 from collections.abc import Callable
@@ -9,18 +8,15 @@ from typing import NamedTuple
 
 import torch
 
-RUNS = (1, 2, 4)  # for which `keys_kernel` is compiled
 SMALL_TABLE = 16  # that of maps of 7 x 7 has 13 x 13 entries
-KERNELS = ('forward', 'keys', 'queries')
+KERNELS = ('forward', 'keys', 'queries', 'table')
 
 
 class Tile(NamedTuple):
     """A tile of `rows x columns` queries and a block of `keys`, and how a kernel works on them.
 
     Attributes:
-        lanes: Columns that lie in the lanes of a warp, where single cells are loaded.
-        chunk: Height and width of the part of the table that a program of `queries_kernel` has gradients for.
-        split: Groups of keys with a sum of their own in this part.
+        chunk: Height and width of the part of the table that a program of `table_kernel` has gradients for.
     """
 
     rows: int
@@ -28,9 +24,7 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int
-    lanes: int = 4
     chunk: int = 32
-    split: int = 4
 
 
 class Case(NamedTuple):
@@ -41,7 +35,7 @@ class Case(NamedTuple):
         dtype: Of queries, keys and values.
         head_dims: Channels of a head.
         table_size: Height and width of the bias table.
-        run: See `run_length`.
+        heads: Of a group, that a program computes at once: see `heads_at_once`.
         precision: Of products of float32, `'ieee'` or `'tf32'`.
     """
 
@@ -49,7 +43,7 @@ class Case(NamedTuple):
     dtype: torch.dtype
     head_dims: int
     table_size: tuple[int, int]
-    run: int
+    heads: int
     precision: str
 
     @property
@@ -63,16 +57,17 @@ class Case(NamedTuple):
         return min(16, self.head_dims & -self.head_dims)
 
 
-def run_length(step: float) -> int:
-    """The longest run of queries, `step` knots apart, that spans two cells at most, whatever the key."""
-    return max(run for run in RUNS if (run - 1) * step <= 1)
+def heads_at_once(dtype: torch.dtype, head_dims: int, heads_of_a_group: int) -> int:
+    """Two where heads come in pairs and a thread has the registers for both, see `bias.py`."""
+    return 2 if dtype != torch.float32 and head_dims <= 32 and heads_of_a_group % 2 == 0 else 1
 
 
 def candidates(kernel: str, case: Case) -> tuple[Tile, ...]:
     """The tiles to choose from, the default first."""
-    chunk = 16 if max(case.table_size) <= SMALL_TABLE else 32
+    small = max(case.table_size) <= SMALL_TABLE or case.dtype == torch.float32
+    chunk = 16 if small else 32
     tiles = _float32(kernel, case) if case.dtype == torch.float32 else _half(kernel, case)
-    return tuple(tile._replace(chunk=chunk, split=tile.warps) for tile in tiles)
+    return tuple(tile._replace(chunk=chunk) for tile in tiles)
 
 
 Trial = Callable[[Tile], None]  # runs a kernel
@@ -84,28 +79,50 @@ def use_default(kernel: str, case: Case, trial: Trial) -> Tile:
 
 
 def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
-    head = case.padded_head
+    """The defaults are those that `docs/gpu_kernels.md` shows: the fewest instructions without spills."""
+    head, major = case.padded_head, case.capability[0]
+    small = max(case.table_size) <= SMALL_TABLE
     if kernel == 'forward':
         if head > 64:
-            return Tile(8, 8, 32, 4, 1), Tile(8, 16, 32, 8, 1)
-        if max(case.table_size) <= SMALL_TABLE:
-            return Tile(8, 8, 64, 4, 2), Tile(8, 8, 32, 4, 2)
-        return Tile(8, 16, 64, 4, 2), Tile(8, 16, 32, 4, 2), Tile(8, 8, 64, 4, 2)
+            return Tile(8, 16, 32, 8, 1), Tile(8, 8, 32, 4, 1)
+        if small:
+            return Tile(8, 8, 64, 4, 1 if major == 10 else 2), Tile(8, 8, 32, 4, 1)
+        if major == 10:  # products there keep their sums in a memory of their own, not in registers
+            return Tile(8, 16, 64, 4, 1), Tile(8, 16, 32, 4, 1)
+        return Tile(8, 16, 32, 4, 2), Tile(8, 8, 64, 4, 2), Tile(8, 8, 32, 4, 2)
     if kernel == 'keys':
+        if major == 10:
+            return Tile(4, 8, 128, 4, 1), Tile(4, 8, 64, 4, 1)
+        if head > 64:
+            return (Tile(2, 8, 64, 4, 1), Tile(4, 8, 32, 4, 1))[:: 1 if major == 9 else -1]
         if head > 32:
-            return Tile(4, 8, 64, 4, 1), Tile(4, 8, 64, 8, 1)
-        stages = 2 if case.capability == (8, 0) else 1
-        return Tile(8, 8, 64, 4, stages), Tile(4, 8, 64, 4, stages)
-    if head > 32:
-        return Tile(16, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
-    if max(case.table_size) <= SMALL_TABLE:
-        return Tile(8, 16, 32, 4, 1), Tile(8, 16, 16, 4, 1)
-    return Tile(16, 16, 32, 8, 1), Tile(16, 16, 16, 8, 1), Tile(8, 16, 32, 4, 1)
+            return Tile(4, 8, 64, 4, 1), Tile(2, 8, 64, 4, 1)
+        return Tile(4, 8, 64, 4, 2), Tile(2, 8, 64, 4, 2)
+    if kernel == 'queries':
+        if head > 64:
+            return Tile(8, 16, 32, 8, 1), Tile(8, 8, 32, 4, 1)
+        if small:
+            return Tile(8, 8, 32, 4, 1 if major == 10 else 2), Tile(8, 8, 16, 4, 1)
+        if head > 32:
+            return (Tile(8, 16, 16, 4, 2), Tile(8, 16, 32, 8, 2))[
+                :: 1 if major == 8 and case.capability[1] == 0 else -1
+            ]
+        if major in (9, 10):
+            return Tile(8, 16, 32, 4, 1), Tile(8, 16, 16, 4, 2), Tile(8, 8, 32, 4, 2)
+        return Tile(8, 16, 16, 4, 2), Tile(8, 8, 32, 4, 2), Tile(8, 8, 16, 4, 2)
+    if small:
+        return Tile(8, 16, 16, 4, 1), Tile(8, 16, 32, 4, 1)
+    if head > 64:
+        return Tile(8, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
+    return Tile(16, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
 
 
 def _float32(kernel: str, case: Case) -> tuple[Tile, ...]:
     if kernel == 'forward':
-        return Tile(8, 8, 32, 4, 1), Tile(8, 16, 32, 8, 1)
+        keys = 32 if case.padded_head <= 32 else 16
+        return Tile(8, 8, keys, 4, 1), Tile(8, 16, keys, 8, 1)
     if kernel == 'keys':
-        return Tile(4, 8, 64, 4, 1), Tile(4, 8, 32, 4, 1)
-    return Tile(16, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
+        return Tile(4, 8, 32, 4, 1), Tile(4, 8, 64, 4, 1)
+    if kernel == 'queries':
+        return Tile(8, 8, 16, 4, 1), Tile(8, 8, 32, 4, 1)
+    return Tile(8, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)

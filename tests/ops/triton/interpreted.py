@@ -25,7 +25,7 @@ from mmdat.ops.deformable.backends import triton as triton_backend
 from mmdat.ops.deformable.inputs import Inputs
 from mmdat.ops.deformable.operator import OPERATORS
 from mmdat.ops.triton import launch
-from mmdat.ops.triton.tiles import KERNELS, RUNS, Case, candidates, use_default
+from mmdat.ops.triton.tiles import KERNELS, Case, candidates, use_default
 
 assert os.environ['TRITON_INTERPRET'] == '1'
 
@@ -133,7 +133,7 @@ SHAPES = {
     'head 24, padded to 32': dict(query_size=(7, 7), key_size=(7, 7), table_size=(13, 13), head_dims=24),
     'head 5, padded to 16': dict(head_dims=5, groups=2),
     'head 64': dict(query_size=(4, 9), head_dims=64, heads_of_a_group=2),
-    'wide map, runs of 4': dict(query_size=(3, 33), key_size=(2, 11), table_size=(27, 27), spread=0.05),
+    'wide map': dict(query_size=(3, 33), key_size=(2, 11), table_size=(27, 27), spread=0.05),
     'table of many chunks': dict(
         query_size=(5, 17), key_size=(2, 3), table_size=(35, 55), coordinates='corners', spread=0.3
     ),
@@ -157,15 +157,6 @@ def test_truth(shape, dtype):
     assert_near(ours, truth(inputs, grad_out, query_size, coordinates), dtype)
 
 
-def test_shapes_have_all_lengths_of_runs():
-    lengths = set()
-    for settings in SHAPES.values():
-        inputs, _ = random_inputs(**settings)
-        size, coordinates = settings.get('query_size', (5, 6)), settings.get('coordinates', 'half_pixel')
-        lengths.add(case_of(inputs, size, coordinates).run)
-    assert lengths == set(RUNS)
-
-
 @pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
 def test_positions_on_knots(coordinates):
     """At a knot the gradient of positions jumps. All coordinates here are exact in float32."""
@@ -178,7 +169,7 @@ def test_positions_on_knots(coordinates):
 
 
 def all_tiles() -> list[dict]:
-    """Tiles of the three kernels, by their names, until each tile of each was there."""
+    """Tiles of the four kernels, by their names, until each tile of each was there."""
     found = {kernel: {} for kernel in KERNELS}
     for dtype, head_dims, size, capability in itertools.product(
         (torch.float16, torch.float32), (32, 64, 128), (13, 27, 111), ((8, 0), (9, 0))
@@ -187,7 +178,7 @@ def all_tiles() -> list[dict]:
         for kernel, tiles in found.items():
             for tile in candidates(kernel, case):
                 # warps and stages mean nothing to the interpreter, chunks nothing to the other kernels
-                ignored = dict(warps=0, stages=0) | (dict(chunk=0, split=0) if kernel != 'queries' else {})
+                ignored = dict(warps=0, stages=0) | (dict(chunk=0) if kernel != 'table' else {})
                 tiles[tile._replace(**ignored)] = tile
     count = max(map(len, found.values()))
     in_turn = {kernel: itertools.cycle(tiles.values()) for kernel, tiles in found.items()}
@@ -200,7 +191,7 @@ QUERY_SIZE = (9, 18)  # no whole number of any tile
 @pytest.fixture(scope='module')
 def problem():
     inputs, grad_out = random_inputs(QUERY_SIZE, key_size=(5, 4), table_size=(15, 18))
-    case = Case(CAPABILITY, torch.float32, 16, (15, 18), 2, 'ieee')
+    case = Case(CAPABILITY, torch.float32, 16, (15, 18), 1, 'ieee')
     return inputs, grad_out, case, truth(inputs, grad_out, QUERY_SIZE, 'half_pixel')
 
 
@@ -210,13 +201,6 @@ def test_every_tile(tiles, problem):
     ours = run_with_tiles(
         inputs, grad_out, QUERY_SIZE, 'half_pixel', case, lambda kernel, case, trial: tiles[kernel]
     )
-    assert_near(ours, expected)
-
-
-def test_runs_may_be_shorter_than_they_could(problem):
-    inputs, grad_out, case, expected = problem
-    assert case_of(inputs, QUERY_SIZE, 'half_pixel').run == 2
-    ours = run_with_tiles(inputs, grad_out, QUERY_SIZE, 'half_pixel', case._replace(run=1))
     assert_near(ours, expected)
 
 
@@ -380,7 +364,7 @@ def test_self_check(monkeypatch, tmp_path):
     monkeypatch.delenv('MMDAT_SELF_CHECK', raising=False)
     device = torch.device('cpu')
     assert triton_backend.self_check(device, torch.float16) is None
-    monkeypatch.setattr(launch, '_axis', lambda *args: (0.0, 0.1, 3.0))
+    monkeypatch.setattr(launch, '_axes', lambda inputs: [(0.0, 0.1, 3.0)] * 2)
     assert 'failed the self-check' in triton_backend.self_check(device, torch.float32)
 
 

@@ -6,7 +6,7 @@ import torch
 from mmdat.ops.deformable.inputs import Inputs
 from mmdat.ops.record import Record
 from mmdat.ops.triton import tuning
-from mmdat.ops.triton.tiles import KERNELS, RUNS, Case, candidates, run_length, use_default
+from mmdat.ops.triton.tiles import KERNELS, Case, candidates, heads_at_once, use_default
 
 CASE = Case((9, 0), torch.bfloat16, 32, (27, 27), 4, 'ieee')
 TILES = candidates('forward', CASE)
@@ -112,11 +112,10 @@ def test_classes_of_shapes():
     assert tuning.shape_class(inputs(4**7, 4**7 + 1, 2**11)) == '16384 queries, 65536 keys, 4096 heads'
 
 
-@pytest.mark.parametrize('step', [0.0, 0.2, 1 / 3, 0.34, 1.0, 1.01, 50.0])
-def test_runs_span_two_cells_at_most(step):
-    run = run_length(step)
-    assert (run - 1) * step <= 1
-    assert all((longer - 1) * step > 1 for longer in RUNS if longer > run)
+def test_heads_at_once():
+    assert heads_at_once(torch.bfloat16, 32, 4) == heads_at_once(torch.float16, 16, 2) == 2
+    for dtype, head_dims, heads in ((torch.float32, 32, 4), (torch.float16, 64, 4), (torch.float16, 32, 3)):
+        assert heads_at_once(dtype, head_dims, heads) == 1
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
@@ -125,22 +124,22 @@ def test_runs_span_two_cells_at_most(step):
 def test_tiles_fit_the_kernels(head_dims, table_size, dtype):
     """What tensor cores and the layouts in `bias.py` ask for."""
     for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0)):
-        for run in RUNS:
-            case = Case(capability, dtype, head_dims, table_size, run, 'ieee')
-            assert case.padded_head >= max(16, head_dims)
-            assert head_dims % case.unit == 0
-            for kernel in KERNELS:
-                tiles = candidates(kernel, case)
-                assert len(set(tiles)) == len(tiles) > 1
-                assert use_default(kernel, case, None) == tiles[0]
-                for tile in tiles:
-                    assert tile.rows * tile.columns >= 16
-                    assert tile.keys >= 16
-                    assert tile.keys % (32 // tile.lanes) == 0
-                    assert tile.columns % tile.lanes == 0
-                    if kernel == 'keys':
-                        assert tile.keys % (32 // (tile.columns // run)) == 0
-                    if kernel == 'queries':
-                        assert min(tile.columns, tile.chunk) >= 16
-                        assert tile.keys % tile.split == 0
-                        assert tile.keys // tile.split * tile.rows >= 16
+        case = Case(capability, dtype, head_dims, table_size, heads_at_once(dtype, head_dims, 2), 'ieee')
+        assert case.padded_head >= max(16, head_dims)
+        assert head_dims % case.unit == 0
+        for kernel in KERNELS:
+            tiles = candidates(kernel, case)
+            assert len(set(tiles)) == len(tiles) > 1
+            assert use_default(kernel, case, None) == tiles[0]
+            for tile in tiles:
+                assert tile.columns in (8, 16)
+                assert 16 <= tile.keys <= 128
+                if kernel == 'keys':
+                    assert tile.keys % 16 == tile.rows * tile.columns % 16 == 0
+                elif kernel == 'table':
+                    assert min(tile.columns, tile.chunk) >= 16
+                    assert tile.rows % 8 == tile.keys % tile.warps == 0
+                    assert tile.keys // tile.warps * tile.rows >= 16
+                    assert tile.rows * tile.columns % (8 * tile.warps) == 0
+                else:
+                    assert tile.rows * tile.columns % (16 * tile.warps) == 0

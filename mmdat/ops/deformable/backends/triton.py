@@ -11,8 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ...triton import tuning
 from ...triton.self_check import verdict
-from ...triton.tiles import RUNS, Case, Pick, run_length, use_default
-from ..coordinates import query_axis
+from ...triton.tiles import Case, Pick, heads_at_once, use_default
 from ..inputs import Inputs
 from .base import DeformableBackend
 
@@ -64,7 +63,7 @@ class Triton(DeformableBackend):
             dtype = self.dtypes(inputs)[0]
             # kernels are compiled for these sizes, so a compiler that follows must not take them for variable
             sizes = index(head_dims), index(table_height), index(table_width)
-            reason = obstacle(device, dtype, *sizes, _run(inputs))
+            reason = obstacle(device, dtype, *sizes, _heads(inputs, dtype))
             if reason is not None:
                 reasons.append(reason)
         return reasons
@@ -102,23 +101,20 @@ def obstacle(
     head_dims: int,
     table_height: int,
     table_width: int,
-    run: int | None,
+    heads: int,
 ) -> str | None:
     """Why the kernels cannot be used on this card for such tensors, or `None` if they can.
 
     Compiles both passes when it is asked for the first time, so that a compiler that fails does so before a
     forward pass whose backward pass would then be missing; then compares them with the equations.
 
-    `run` is that of `tiles.Case`; `None` stands for any.
+    `heads` is that of `tiles.Case`.
     """
     if reason := card_obstacle(device) or triton_obstacle():
         return reason
     table_size = table_height, table_width
-    for length in RUNS if run is None else (run,):
-        case = Case(capability(device), dtype, head_dims, table_size, length, _precision(dtype))
-        if reason := _compile_obstacle(device, case):
-            return reason
-    return self_check(device, dtype)
+    case = Case(capability(device), dtype, head_dims, table_size, heads, _precision(dtype))
+    return _compile_obstacle(device, case) or self_check(device, dtype)
 
 
 def self_check(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -182,16 +178,12 @@ def _warn(message: str) -> None:
 def _case(inputs: Inputs) -> Case:
     q, *_ = inputs
     table_size = tuple(inputs.bias_table.shape[1:])
-    return Case(capability(q.device), q.dtype, q.shape[-1], table_size, _run(inputs), _precision(q.dtype))
+    heads = _heads(inputs, q.dtype)
+    return Case(capability(q.device), q.dtype, q.shape[-1], table_size, heads, _precision(q.dtype))
 
 
-def _run(inputs: Inputs) -> int | None:
-    """The length of runs; `None` where a compiler follows, for which it must not depend on the map's size."""
-    width = inputs.query_size[1]
-    if torch.compiler.is_compiling() or not isinstance(width, int):
-        return None
-    _, step = query_axis(width, inputs.coordinates)
-    return run_length((inputs.bias_table.shape[2] - 1) / 4 * step)
+def _heads(inputs: Inputs, dtype: torch.dtype) -> int:
+    return heads_at_once(dtype, inputs.q.shape[-1], inputs.q.shape[1] // inputs.sampling_locations.shape[1])
 
 
 def _precision(dtype: torch.dtype) -> str:
