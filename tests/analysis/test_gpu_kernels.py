@@ -1,0 +1,60 @@
+"""The default kernels, compiled for cards that are not here; nothing runs."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('triton')
+
+from mmdat.analysis.gpu_kernels import (
+    SHARED_MEMORY,
+    _parsed,
+    compile_case,
+    default_cases,
+    description,
+    versions,
+)
+
+PAGE = Path(__file__).parents[2] / 'docs/gpu_kernels.md'
+
+
+@pytest.mark.parametrize('capability', [(8, 0), (9, 0)], ids=str)
+def test_default_kernels(capability):
+    """No spills, and few instructions for 32 pairs; as the page says, if it is of this compiler."""
+    case = default_cases(capability)[0]
+    kernels = list(compile_case(case))
+    for kernel in kernels:
+        assert kernel.spilled == (0, 0), kernel.name
+        assert kernel.shared_memory <= SHARED_MEMORY[capability] * 1024, kernel.name
+    hot = {kernel.name: kernel for kernel in kernels if kernel.instructions}
+    assert hot.keys() == {'forward', 'keys', 'queries', 'table'}
+    assert hot['forward'].total <= 17
+    assert hot['keys'].total <= 30
+    assert hot['queries'].total + hot['table'].total <= 40
+    for kernel in hot.values():
+        assert kernel.instructions['exponential'] >= 1  # the whole loop was found
+        assert kernel.instructions['tensor cores'] > 0
+
+    page = PAGE.read_text()
+    if versions() in page:
+        card = 'sm_{}{}'.format(*capability)
+        for kernel in hot.values():
+            start = f'| {card} | {kernel.name} | {description(case)} |'
+            (row,) = [row for row in page.splitlines() if row.startswith(start)]
+            assert f'| {kernel.registers} | 0 / 0 |' in row
+            assert f'| {kernel.total:.1f} |' in row
+
+
+def test_loops_are_found():
+    text = """
+.L_x_1:
+        /*0000*/                   FADD R1, R2, R3 ;
+.L_x_2:
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R4, R6, R4 ;
+        /*0020*/              @!P0 BRA `(.L_x_2) ;
+        /*0030*/              @P1  BRA `(.L_x_1) ;
+        /*0040*/                   EXIT ;
+"""
+    instructions, loops = _parsed(text)
+    assert instructions == ['FADD', 'HMMA', 'BRA', 'BRA', 'EXIT']
+    assert loops == [(1, 3)]
