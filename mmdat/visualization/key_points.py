@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ..ops.deformable import Coordinates, reference_points
+from .placement import Placement
 
 ORANGE, YELLOW, GREY, INK = (0, 110, 255), (60, 240, 255), (170, 170, 170), (30, 30, 30)  # BGR
 
@@ -31,10 +32,7 @@ def to_image(
     Returns:
         `(..., 2)` as `(x, y)` in float64; (0, 0) is the centre of the first pixel.
     """
-    locations = locations.detach().cpu().double().numpy()
-    on_map = (locations + 1) / 2 * (np.array(map_size) - 1)
-    from_border = (on_map + 0.5) * stride / np.array(scale_factor)[::-1]
-    return from_border[..., ::-1] - 0.5
+    return Placement((0, 0), scale_factor).to_image(locations, map_size, stride)
 
 
 def draw_key_points(
@@ -58,28 +56,52 @@ def draw_key_points(
     Returns:
         A picture of the image's size.
     """
+    placement = Placement(image.shape[:2], scale_factor)
+    return draw_placed_key_points(image, sampling_locations, placement, map_size, stride, coordinates)
+
+
+def draw_placed_key_points(
+    image: np.ndarray,
+    sampling_locations: Tensor,
+    placement: Placement,
+    map_size: tuple[int, int],
+    stride: int,
+    coordinates: Coordinates = 'half_pixel',
+) -> np.ndarray:
+    """`draw_key_points` for images that are cropped or flipped, too; `placement` says how."""
     groups, *grid, _ = sampling_locations.shape
-    placement = dict(map_size=map_size, stride=stride, scale_factor=scale_factor)
-    points = to_image(sampling_locations, **placement).reshape(groups, -1, 2)
-    references = to_image(reference_points(*grid, coordinates), **placement).reshape(-1, 2)
+    points, references = (
+        placement.to_image(locations, map_size, stride)
+        for locations in (sampling_locations, reference_points(*grid, coordinates))
+    )
+    points, references = points.reshape(groups, -1, 2), references.reshape(-1, 2)
     spacing = math.sqrt(image.shape[0] * image.shape[1] / points[..., 0].size)
     radius = min(max(0.12 * spacing, 3.0), 0.01 * max(image.shape[:2]))
-    weights = np.linspace(0, 1, groups)[:, None]
-    colours = ((1 - weights) * ORANGE + weights * YELLOW).tolist()
 
-    dimmed = (image * 0.65).astype(np.uint8)
+    dimmed = dim(image)
     lined = dimmed.copy()
-    for group, colour in zip(points, colours):
+    for group, colour in zip(points, group_colours(groups)):
         for reference, point in zip(references, group):
             _line(lined, reference, point, colour)
     picture = cv2.addWeighted(dimmed, 0.7, lined, 0.3, 0)
     for reference in references:
         _dot(picture, reference, radius / 2, GREY)
-    for group, colour in zip(points, colours):
+    for group, colour in zip(points, group_colours(groups)):
         for point in group:
             _dot(picture, point, radius + 1, INK)
             _dot(picture, point, radius, colour)
     return picture
+
+
+def group_colours(groups: int) -> list[list[float]]:
+    """The colour of the points of each group, BGR."""
+    weights = np.linspace(0, 1, groups)[:, None]
+    return ((1 - weights) * ORANGE + weights * YELLOW).tolist()
+
+
+def dim(image: np.ndarray) -> np.ndarray:
+    """The image as a background, on which points stand out."""
+    return (image * 0.65).astype(np.uint8)
 
 
 def _line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, colour: tuple) -> None:
