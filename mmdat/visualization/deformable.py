@@ -96,7 +96,7 @@ def top_keys(
     """The keys to which one query attends most.
 
     Heads of a group look at the same points. Over all heads, the weight of a point is the sum of those of
-    its group's heads, divided by the number of all heads. So the weights of the points of all groups sum to 1.
+    its group's heads, divided by the number of all heads. So the weights of all points sum to 1.
 
     Args:
         weights: `(M, N_k)`, of one query.

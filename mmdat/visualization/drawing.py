@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -20,10 +21,11 @@ QUERY_COLOURS = ('#D55E00', '#56B4E9', '#F0E442', '#009E73', '#CC79A7', '#0072B2
 
 WIDTH = 1290  # of a picture; pages show it at about two thirds of that
 LARGEST_PANEL = 640
-MARGIN, GAP, TITLE, FONT = 14, 12, 30, 16  # pixels
+MARGIN, GAP, TITLE, FONT = 14, 12, 30, 17  # pixels
 _DPI = 100
 _POINTS = 72 / _DPI  # in a pixel
 _LEAST_FONT = 11
+_BORDER = 1.1  # of dots
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,15 @@ def render(rows: Sequence[Row]) -> np.ndarray:
         if row.legend:
             _add_legend(figure, row.legend, width, 1 - legend_top / height)
         top += row_height + GAP
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., 2::-1].copy()
+    return _to_array(figure)
+
+
+def draw_upon(image: np.ndarray, draw: Callable[[Axes], None]) -> np.ndarray:
+    """The image with marks on it and nothing around: `(H, W, 3)` uint8, BGR."""
+    height, width = image.shape[:2]
+    figure = _figure(width, height)
+    _add_image(figure, (0, 0, 1, 1), image, draw)
+    return _to_array(figure)
 
 
 def _across(columns: int, width: int) -> int:
@@ -88,16 +97,26 @@ def _figure(width: int, height: int) -> Figure:
 def _add_panel(figure: Figure, panel: Panel, left: int, top: int, width: int, height: int) -> None:
     rows, columns = panel.image.shape[:2]
     bottom = height - top - TITLE - rows
-    axes = figure.add_axes((left / width, bottom / height, columns / width, rows / height))
-    axes.imshow(panel.image[..., ::-1], interpolation='none')
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), autoscale_on=False)
-    axes.set_axis_off()
-    panel.draw(axes)
-    place = left / width, (bottom + rows + 8) / height
-    title = figure.text(*place, panel.title, fontsize=FONT * _POINTS, color=INK)
+    place = left / width, bottom / height, columns / width, rows / height
+    _add_image(figure, place, panel.image, panel.draw)
+    above = left / width, (bottom + rows + 8) / height
+    title = figure.text(*above, panel.title, fontsize=FONT * _POINTS, color=INK)
     renderer = figure.canvas.get_renderer()
     while title.get_window_extent(renderer).width > columns and title.get_fontsize() > _LEAST_FONT * _POINTS:
         title.set_fontsize(title.get_fontsize() - 0.5)
+
+
+def _add_image(figure: Figure, place: tuple, image: np.ndarray, draw: Callable[[Axes], None]) -> None:
+    axes = figure.add_axes(place)
+    axes.imshow(image[..., ::-1], interpolation='none')
+    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5), autoscale_on=False)
+    axes.set_axis_off()
+    draw(axes)
+
+
+def _to_array(figure: Figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., 2::-1].copy()
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist], width: int, top: float) -> Legend:
@@ -135,10 +154,24 @@ def draw_star(axes: Axes, point: np.ndarray, colour: str = QUERY_COLOURS[0]) -> 
     axes.plot(*point, clip_on=False, zorder=5, **_star(colour))
 
 
-def draw_points(axes: Axes, points: np.ndarray, diameter: float | np.ndarray, colour: str = ORANGE) -> None:
-    """Keys at `(N, 2)`, as `(x, y)`, with diameters in pixels."""
-    sizes = np.broadcast_to(np.asarray(diameter, float) * _POINTS, len(points)) ** 2
-    axes.scatter(*points.T, s=sizes, c=colour, edgecolors=INK, linewidths=0.8, clip_on=False, zorder=3)
+def draw_dots(
+    axes: Axes,
+    points: np.ndarray,
+    diameter: float | np.ndarray,
+    colour: str = ORANGE,
+    edge: str | None = INK,
+) -> None:
+    """Keys at `(N, 2)`, as `(x, y)`, with diameters in pixels; the later upon the earlier."""
+    border = _BORDER if edge else 0
+    sizes = np.broadcast_to((np.asarray(diameter, float) + border) * _POINTS, len(points)) ** 2
+    style = dict(edgecolors=edge or 'none', linewidths=border * _POINTS)
+    axes.scatter(*points.T, s=sizes, c=colour, clip_on=False, zorder=3, **style)
+
+
+def draw_lines(axes: Axes, starts: np.ndarray, ends: np.ndarray, colour: str) -> None:
+    """Thin lines between points `(N, 2)`, as `(x, y)`."""
+    lines = LineCollection(np.stack([starts, ends], axis=1), colors=colour, linewidths=_POINTS, alpha=0.35)
+    axes.add_collection(lines, autolim=False)
 
 
 def draw_box(

@@ -27,7 +27,7 @@ from .drawing import (
     Row,
     box_mark,
     draw_box,
-    draw_points,
+    draw_dots,
     draw_star,
     panel_width,
     point_mark,
@@ -35,7 +35,7 @@ from .drawing import (
     star_mark,
 )
 from .inspection import inspecting
-from .key_points import dim, draw_placed_key_points, group_colours
+from .key_points import dim, group_colours, key_points_drawer
 from .placement import Placement, to_map_pixels
 from .queries import default_queries
 from .views import Canvas, View, ViewedModel, resize
@@ -74,10 +74,10 @@ class Keys:
         full = _full_diameter(canvas.image.shape[1])
         diameters = _SMALLEST + (full - _SMALLEST) * self.scores / largest
         if not on_image.all():
-            title += f', {(~on_image).sum()} in the padding'
+            title += f', {(~on_image).sum()} outside the image'
 
         def draw(axes: Axes) -> None:
-            draw_points(axes, points[on_image], diameters[on_image])  # small ones upon large ones
+            draw_dots(axes, points[on_image], diameters[on_image])  # small ones upon large ones
             if query is not None:
                 draw_star(axes, canvas.point(*query))
 
@@ -123,10 +123,9 @@ def paint_points(subject: ViewedModel, view: View, prediction: BaseDataElement |
         points = layer.locations()[0]
         groups, rows, cols, _ = points.shape
         keys = f'{rows} x {cols} keys' + (f', {groups} groups' if groups > 1 else '')
-        where = placement, layer.map_size, layer.stride, layer.attn.coordinates
-        drawn = draw_placed_key_points(canvas.image, points, *where)
-        panels.append(Panel(f'stage {layer.stage + 1}: {keys}', drawn))
-    first, last = (_hex(colour) for colour in group_colours(2))
+        draw = key_points_drawer(points, placement, layer.map_size, layer.stride, layer.attn.coordinates)
+        panels.append(Panel(f'stage {layer.stage + 1}: {keys}', dim(canvas.image), draw))
+    first, last = group_colours(2)
     legend = [
         point_mark('reference point', 7, GREY, GREY),
         point_mark('deformed point, first group', 12, first),
@@ -326,20 +325,21 @@ def _visible_row(
             draw_star(axes, canvas.point(*query), colour)
 
     def draw_swin(axes: Axes) -> None:
-        for of_query, colour in zip(boxes, colours):
+        for i, (of_query, colour) in enumerate(zip(boxes, colours)):
             for corners, dashed in zip(of_query, (False, True)):
                 start, end = (canvas.point(*corner).clip(-0.5, limits) for corner in corners)
-                draw_box(axes, *start, *end, colour, dashed)
+                inset = 5 * i + 2 * dashed  # several queries may have the same window
+                draw_box(axes, *(start + inset), *(end - inset), colour, dashed)
         draw_stars(axes)
 
     def draw_dcn(axes: Axes) -> None:
         draw_stars(axes)
         for cell, colour in zip(cells, colours):
             points = placement.from_map(dcn_points(cell), layer.stride)
-            draw_points(axes, points[placement.contains(points)], 9, colour)
+            draw_dots(axes, points[placement.contains(points)], 9, colour)
 
     def draw_dat(axes: Axes) -> None:
-        draw_points(axes, keys, diameter)
+        draw_dots(axes, keys, diameter)
         draw_stars(axes)
 
     background = dim(canvas.image)
@@ -407,7 +407,3 @@ def _in_rows(panels: list[Panel], columns: int, legend: Sequence[Artist]) -> lis
     """Rows of so many panels, with the legend below the last."""
     starts = range(0, len(panels), columns)
     return [Row(panels[i : i + columns], legend if i == starts[-1] else ()) for i in starts]
-
-
-def _hex(bgr: Sequence[float]) -> str:
-    return '#' + ''.join(f'{round(value):02x}' for value in bgr[::-1])

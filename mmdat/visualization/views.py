@@ -139,7 +139,7 @@ class ViewedModel:
             return self.model.test_step(pseudo_collate([view.packed]))[0]
 
     def draw_prediction(self, view: View, prediction: BaseDataElement) -> np.ndarray:
-        """The image with a prediction on it by the library's visualizer, cut to what the network sees, BGR."""
+        """The image with a prediction on it, BGR, cut to what the network sees."""
         visualizer = self._own_visualizer()
         image = mmcv.bgr2rgb(view.image)
         if hasattr(visualizer, 'visualize_cls'):
