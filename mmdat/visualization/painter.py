@@ -79,8 +79,9 @@ class PicturePainter:
     ):
         for kind in what:
             if kind not in KINDS:
+                known = ', '.join(KINDS)
                 raise UserError(
-                    f'no picture is named {kind!r}{did_you_mean(kind, KINDS)}, only {", ".join(KINDS)}'
+                    f'no picture is named {kind!r}{did_you_mean(kind, KINDS)} (there are {known})'
                 )
         find_dat(subject.model)
         self.subject = subject

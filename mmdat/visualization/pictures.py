@@ -377,8 +377,8 @@ def _choose(layers: list[DeformableLayer], name: str | None) -> DeformableLayer:
     by_name = {layer.name: layer for layer in layers}
     if name not in by_name:
         raise UserError(
-            f'no deformable attention is named {name!r}{did_you_mean(name, by_name)}, '
-            f'only {", ".join(by_name)}'
+            f'no deformable attention is named {name!r}{did_you_mean(name, by_name)} '
+            f'(there are {", ".join(by_name)})'
         )
     return by_name[name]
 

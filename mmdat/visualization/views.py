@@ -128,9 +128,11 @@ class ViewedModel:
         if (why := _why_no_image(path)) is not None:
             raise UserError(f'{path} {why}')
         image = mmcv.imread(path)
-        packed = self.pipeline(dict(img_path=path, img_id=0))
-        placement = find_placement(self.pipeline, image.shape[:2])
-        batch = self.model.data_preprocessor(pseudo_collate([packed]), training=False)
+        with inspecting(self.model):
+            packed = self.pipeline(dict(img_path=path, img_id=0))
+            batch = self.model.data_preprocessor(pseudo_collate([packed]), training=False)
+        with inspecting(self.model):  # again with the same random numbers
+            placement = find_placement(self.pipeline, image.shape[:2])
         return View(path, image, placement, packed, batch['inputs'])
 
     def predict(self, view: View) -> BaseDataElement:
