@@ -24,7 +24,6 @@ LARGEST_PANEL = 640
 MARGIN, GAP, TITLE, FONT = 14, 12, 30, 17  # pixels
 _DPI = 100
 _POINTS = 72 / _DPI  # in a pixel
-_LEAST_FONT = 11
 _BORDER = 1.1  # of dots
 
 
@@ -66,9 +65,10 @@ def render(rows: Sequence[Row]) -> np.ndarray:
     figure = _figure(width, height)
     top = 0
     for row, row_height in zip(rows, heights):
+        size = _title_size(figure, row)
         for i, panel in enumerate(row.panels):
             left = MARGIN + i * _across(1, panel.image.shape[1]) + i * GAP
-            _add_panel(figure, panel, left, top, width, height)
+            _add_panel(figure, panel, size, left, top, width, height)
         legend_top = top + TITLE + row.panels[0].image.shape[0] + GAP
         if row.legend:
             _add_legend(figure, row.legend, width, 1 - legend_top / height)
@@ -94,16 +94,25 @@ def _figure(width: int, height: int) -> Figure:
     return figure
 
 
-def _add_panel(figure: Figure, panel: Panel, left: int, top: int, width: int, height: int) -> None:
+def _add_panel(
+    figure: Figure, panel: Panel, title_size: float, left: int, top: int, width: int, height: int
+) -> None:
     rows, columns = panel.image.shape[:2]
     bottom = height - top - TITLE - rows
     place = left / width, bottom / height, columns / width, rows / height
     _add_image(figure, place, panel.image, panel.draw)
     above = left / width, (bottom + rows + 8) / height
-    title = figure.text(*above, panel.title, fontsize=FONT * _POINTS, color=INK)
-    renderer = figure.canvas.get_renderer()
-    while title.get_window_extent(renderer).width > columns and title.get_fontsize() > _LEAST_FONT * _POINTS:
-        title.set_fontsize(title.get_fontsize() - 0.5)
+    figure.text(*above, panel.title, fontsize=title_size, color=INK)
+
+
+def _title_size(figure: Figure, row: Row) -> float:
+    """The size of letters, in points, with which all titles of a row fit above their panels."""
+    widths = []
+    for panel in row.panels:
+        text = figure.text(0, 0, panel.title, fontsize=FONT * _POINTS)
+        widths.append(text.get_window_extent(figure.canvas.get_renderer()).width)
+        text.remove()
+    return FONT * _POINTS * min(1, row.panels[0].image.shape[1] / max(*widths, 1))
 
 
 def _add_image(figure: Figure, place: tuple, image: np.ndarray, draw: Callable[[Axes], None]) -> None:

@@ -45,7 +45,8 @@ KINDS = ('points', 'keys', 'attention')
 Query = tuple[float, float]  # (x, y) in pixels of the image
 
 _COLUMNS, _MOST_COLUMNS = 3, 6  # of panels, and of those of heads
-_LARGEST, _SMALLEST = 22, 4  # diameters of keys on a panel of the largest width
+_LARGEST, _SMALLEST = 18, 4  # diameters of keys on a panel of the largest width
+_LEAST_SPACING = 9  # pixels between the keys of the groups that are drawn
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Keys:
         full = _full_diameter(canvas.image.shape[1])
         diameters = _SMALLEST + (full - _SMALLEST) * self.scores / largest
         if not on_image.all():
-            title += f', {(~on_image).sum()} outside the image'
+            title += f', {(~on_image).sum()} outside'
 
         def draw(axes: Axes) -> None:
             draw_dots(axes, points[on_image], diameters[on_image])  # small ones upon large ones
@@ -115,14 +116,16 @@ def paint_points(subject: ViewedModel, view: View, prediction: BaseDataElement |
         UserError: If the model has no deformable attention.
     """
     layers = last_of_each_stage(_look_through(subject, view))
-    columns = min(len(layers) + (prediction is not None), _COLUMNS)
+    number = len(layers) + (prediction is not None)
+    columns = 2 if number == 4 else min(number, _COLUMNS)
     canvas = view.canvas(panel_width(columns))
     placement = canvas.place(view.placement)
     panels = _prediction_panel(subject, view, prediction, canvas)
     for layer in layers:
         points = layer.locations()[0]
         groups, rows, cols, _ = points.shape
-        keys = f'{rows} x {cols} keys' + (f', {groups} groups' if groups > 1 else '')
+        points = points[: _legible_groups(groups, rows * cols, canvas)]
+        keys = f'{rows} x {cols} keys{_groups(len(points), groups)}'
         draw = key_points_drawer(points, placement, layer.map_size, layer.stride, layer.attn.coordinates)
         panels.append(Panel(f'stage {layer.stage + 1}: {keys}', dim(canvas.image), draw))
     first, last = group_colours(2)
@@ -206,10 +209,10 @@ def paint_attention(
     chosen = _choose(_look_through(subject, view), layer)
     if not queries:
         queries = default_queries(view, prediction or subject.predict(view))
-    stage, stride = f'stage {chosen.stage + 1}', chosen.stride
+    stage, stride = chosen.stage + 1, chosen.stride
     cells = [_cell(query, view, chosen.map_size, stride) for query in queries]
     found = _attended(subject, view, chosen, cells, top_k, by_head)
-    rows = _attention_rows(f'DAT, {stage}', view, queries, found)
+    rows = _attention_rows('DAT', stage, view, queries, found)
     windows = [default_windows(cell, chosen.map_size) for cell in cells]
     window_map, placement = chosen.map_size, view.placement
     if swin is not None:
@@ -221,7 +224,7 @@ def paint_attention(
         found = [
             _attended_in_window(local[-1], cell, stride, placement, top_k, by_head) for cell in swin_cells
         ]
-        rows += _attention_rows(f'Swin, {stage}', view, queries, found)
+        rows += _attention_rows('Swin', stage, view, queries, found)
     boxes = [
         [_corners(window.box(window_map), stride, placement) for window in of_query] for of_query in windows
     ]
@@ -280,7 +283,7 @@ def _attended_in_window(
 
 
 def _attention_rows(
-    name: str, view: View, queries: Sequence[Query], found: Sequence[Sequence[Keys]]
+    name: str, stage: int, view: View, queries: Sequence[Query], found: Sequence[Sequence[Keys]]
 ) -> list[Row]:
     """A panel for each query, or, where there are several heads, rows of them for each query."""
     largest = max(keys.scores.max().item() for of_query in found for keys in of_query)
@@ -290,7 +293,7 @@ def _attention_rows(
     panels = []
     for query, of_query in zip(queries, found):
         for head, keys in enumerate(of_query):
-            title = f'{name}, head {head}' if num_heads > 1 else f'{name}: {keys.title}'
+            title = f'{name} head {head}' if num_heads > 1 else f'{name}, stage {stage}: {keys.title}'
             panels.append(keys.panel(canvas, title, largest, query))
     legend = [star_mark('query'), *_score_legend('attention', largest, canvas.image.shape[1])]
     return _in_rows(panels, columns, legend)
@@ -316,9 +319,12 @@ def _visible_row(
     placement = canvas.place(view.placement)
     limits = np.array(canvas.image.shape[1::-1]) - 0.5
     colours = [QUERY_COLOURS[i % len(QUERY_COLOURS)] for i in range(len(queries))]
-    keys = placement.to_image(layer.locations()[0], layer.map_size, layer.stride).reshape(-1, 2)
+    locations = layer.locations()[0]
+    groups = len(locations)
+    locations = locations[: _legible_groups(groups, locations[0, ..., 0].numel(), canvas)]
+    keys = placement.to_image(locations, layer.map_size, layer.stride).reshape(-1, 2)
     keys = keys[placement.contains(keys)]
-    diameter = max(min(9, canvas.image.shape[1] / max(len(keys), 1) ** 0.5 / 3), 3)
+    diameter = max(min(9, canvas.image.shape[1] / max(len(keys), 1) ** 0.5 / 3), 4)
 
     def draw_stars(axes: Axes) -> None:
         for query, colour in zip(queries, colours):
@@ -346,7 +352,7 @@ def _visible_row(
     panels = [
         Panel('Swin: the windows of each query', background, draw_swin),
         Panel('DCN without offsets: points of each query', background, draw_dcn),
-        Panel('DAT: keys that all queries share', background, draw_dat),
+        Panel(f'DAT: keys that all share{_groups(len(locations), groups)}', background, draw_dat),
     ]
     legend = [
         star_mark('query', colours[0]),
@@ -356,6 +362,19 @@ def _visible_row(
         point_mark('keys of all queries', 9, ORANGE),
     ]
     return Row(panels, legend)
+
+
+def _legible_groups(groups: int, keys: int, canvas: Canvas) -> int:
+    """Of how many groups, the first of all, the keys are drawn: all where there is room."""
+    height, width = canvas.image.shape[:2]
+    return max(min(int(height * width / _LEAST_SPACING**2 / keys), groups), 1)
+
+
+def _groups(shown: int, groups: int) -> str:
+    """The end of a title."""
+    if groups == 1:
+        return ''
+    return f', {groups} groups' if shown == groups else f', {shown} of {groups} groups'
 
 
 def _corners(box: tuple[int, int, int, int], stride: int, placement: Placement) -> np.ndarray:
