@@ -44,10 +44,12 @@ class DeformableLayer:
         """Height and width of the map of queries."""
         return tuple(self.x.shape[1:3])
 
+    @torch.no_grad()
     def locations(self) -> Tensor:
         """Where keys are sampled, `(B, G, H_k, W_k, 2)`, see `DeformableAttention.sampling_locations`."""
         return self.attn.sampling_locations(self.x)
 
+    @torch.no_grad()
     def weights(self, queries: Sequence[int]) -> Tensor:
         """How much queries attend to keys, `(B, M, N_q, N_k)`, see `attn.attention_weights`."""
         return self.attn.attention_weights(self.x, torch.as_tensor(queries, device=self.x.device))
@@ -117,6 +119,7 @@ def top_keys(
     return locations.flatten(0, 1)[order], scores
 
 
+@torch.no_grad()
 def propagate_scores(layers: Sequence[DeformableLayer], is_image: Tensor) -> list[Tensor]:
     """Scores of the keys of all deformable attentions, propagated from the last to the first (Figure 5).
 

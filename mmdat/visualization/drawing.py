@@ -107,12 +107,14 @@ def _add_panel(
 
 def _title_size(figure: Figure, row: Row) -> float:
     """The size of letters, in points, with which all titles of a row fit above their panels."""
-    widths = []
+    size, width = FONT * _POINTS, row.panels[0].image.shape[1]
     for panel in row.panels:
-        text = figure.text(0, 0, panel.title, fontsize=FONT * _POINTS)
-        widths.append(text.get_window_extent(figure.canvas.get_renderer()).width)
+        text = figure.text(0, 0, panel.title, fontsize=size)
+        while text.get_window_extent(figure.canvas.get_renderer()).width > width:
+            size *= 0.95  # widths are not quite in proportion
+            text.set_fontsize(size)
         text.remove()
-    return FONT * _POINTS * min(1, row.panels[0].image.shape[1] / max(*widths, 1))
+    return size
 
 
 def _add_image(figure: Figure, place: tuple, image: np.ndarray, draw: Callable[[Axes], None]) -> None:

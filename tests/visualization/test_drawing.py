@@ -44,7 +44,7 @@ def test_titles_and_legends_are_whole():
         assert (edge == 255).all()
     below = picture[TITLE + 60 + GAP :]
     lines = (below < 128).any(axis=(1, 2))
-    assert (np.diff(lines.astype(int)) == 1).sum() >= 5
+    assert (np.diff(lines.astype(int), prepend=0) == 1).sum() >= 5
 
 
 def test_marks_at_the_border_are_whole():

@@ -188,6 +188,11 @@ def test_classifiers_see_a_part(tmp_path):
     rows, columns = view.shown  # 300 x 200 becomes 108 x 72, and 64 x 64 of it remain
     assert (rows, columns) == (slice(11, 189), slice(61, 239))
     assert default_queries(view, DataSample()) == [(149.5, 99.5)]
+    canvas = view.canvas(2 * 178)
+    assert canvas.point(61, 11).tolist() == [0.5, 0.5]  # its first pixel, of which two are made
+    # centres of the first patch of 32 x 32 of the 64 x 64, and of the canvas of 356 x 356
+    x, y = canvas.place(view.placement).from_map(np.array([0, 0]), 32)
+    assert (x, y) == pytest.approx((356 / 4 - 0.5, 356 / 4 - 0.5), abs=1.5)
     assert set(PicturePainter(subject)(view.path)) == {'points', 'keys', 'attention'}
     with pytest.raises(UserError, match='query 20 20 lies where the test pipeline crops the image away'):
         pictures.paint_attention(subject, view, [(20, 20)])
