@@ -45,7 +45,7 @@ KINDS = ('points', 'keys', 'attention')
 Query = tuple[float, float]  # (x, y) in pixels of the image
 
 _COLUMNS, _MOST_COLUMNS = 3, 6  # of panels, and of those of heads
-_LARGEST, _SMALLEST = 18, 4  # diameters of keys on a panel of the largest width
+_LARGEST, _SMALLEST = 22, 4  # diameters of keys on a panel of the largest width
 _LEAST_SPACING = 9  # pixels between the keys of the groups that are drawn
 
 

@@ -144,10 +144,11 @@ class ViewedModel:
         """The image with a prediction on it, BGR, cut to what the network sees."""
         visualizer = self._own_visualizer()
         image = mmcv.bgr2rgb(view.image)
-        if hasattr(visualizer, 'visualize_cls'):
-            part = np.ascontiguousarray(image[view.shown])
-            return mmcv.rgb2bgr(visualizer.visualize_cls(part, prediction, draw_gt=False))
-        visualizer.add_datasample('predictions', image, prediction, draw_gt=False)
+        with inspecting(self.model):  # colours of masks are drawn by chance
+            if hasattr(visualizer, 'visualize_cls'):
+                part = np.ascontiguousarray(image[view.shown])
+                return mmcv.rgb2bgr(visualizer.visualize_cls(part, prediction, draw_gt=False))
+            visualizer.add_datasample('predictions', image, prediction, draw_gt=False)
         return mmcv.rgb2bgr(visualizer.get_image())[view.shown]
 
     def _own_visualizer(self) -> Visualizer:
