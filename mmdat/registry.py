@@ -1,10 +1,12 @@
 """mmdat's nodes of the MMEngine registry trees; `type='mmdat.X'` finds them from any OpenMMLab library."""
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.visualization'])
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.backbones', 'mmdat.engine']
 )

@@ -26,6 +26,7 @@ def relative_position_bias(
     sampling_locations: Tensor,
     query_size: tuple[int, int],
     coordinates: Coordinates = 'half_pixel',
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Deformable relative position bias, the term `phi(B; R)` of Equation (9).
 
@@ -38,6 +39,7 @@ def relative_position_bias(
         sampling_locations: `(B, G, N_k, 2)`; heads are contiguous in the groups.
         query_size: Height and width of the query map.
         coordinates: Where the queries lie, see `coordinates.py`.
+        indices: Of the queries, row-major on their map; all by default.
 
     Returns:
         `(B, M, N_q, N_k)` in the dtype of `sampling_locations`.
@@ -47,6 +49,8 @@ def relative_position_bias(
     queries = query_points(
         *query_size, coordinates, dtype=sampling_locations.dtype, device=sampling_locations.device
     ).flatten(0, 1)
+    if indices is not None:
+        queries = queries[indices]
     displacements = (queries[:, None] - sampling_locations[:, :, None]) / 2
     tables = bias_table.to(sampling_locations.dtype).unflatten(0, (groups, num_heads // groups))
     bias = F.grid_sample(
