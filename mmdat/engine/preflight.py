@@ -20,6 +20,7 @@ from .checks.environment import check_mmcv_ops
 from .checks.settings import check_settings
 from .checks.values import check_values
 from .errors import PreflightError, walk
+from .mixed_precision import check_amp
 
 _GET_COCO = (
     'download train2017, val2017 and annotations from https://cocodataset.org/#download, '
@@ -59,8 +60,8 @@ def preflight(cfg: Config, training: bool) -> nn.Module:
     check_values(cfg, training)
     _check_launcher(cfg.launcher)
     _check_strategy(cfg, training)
-    if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
-        raise PreflightError('mixed precision training needs a GPU, run without --amp')
+    if training:
+        check_amp(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     check_settings(cfg, training)
     model = try_model(cfg)

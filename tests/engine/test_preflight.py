@@ -125,10 +125,10 @@ def test_more_processes_than_gpus(cfg, monkeypatch):
         preflight(cfg, training=True)
 
 
-def test_amp_needs_a_gpu(cfg, monkeypatch):
+def test_amp_of_mmengine_needs_a_gpu(cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    with pytest.raises(PreflightError, match='needs a GPU, run without --amp'):
+    with pytest.raises(PreflightError, match='needs a GPU: --amp trains in bfloat16 on CPUs'):
         preflight(cfg, training=True)
 
 
