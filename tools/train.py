@@ -3,6 +3,7 @@ from mmdat.engine import (
     base_parser,
     build_runner,
     enable_amp,
+    follow_data,
     in_one_line,
     load_config,
     make_deterministic,
@@ -37,6 +38,7 @@ def main():
     args = parser.parse_args()
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    follow_data(cfg, training=True)
     if args.amp:
         enable_amp(cfg, args.amp)
     if args.compile:

@@ -16,6 +16,7 @@ from .distributed.sharding import FullyShardedStrategy
 from .errors import PreflightError, in_one_line
 from .hooks import StrictCheckpointHook
 from .mixed_precision import BFloat16OptimWrapper, enable_amp
+from .own_data import follow_data
 from .preflight import preflight
 from .resuming import resume
 from .runner import build_model, build_runner
@@ -41,6 +42,7 @@ __all__ = [
     'enable_amp',
     'enable_tta',
     'enable_visualization',
+    'follow_data',
     'in_one_line',
     'load_config',
     'make_deterministic',

@@ -44,7 +44,9 @@ _LAUNCHERS = {
 
 
 def preflight(cfg: Config, training: bool) -> nn.Module:
-    """Checks a run before data are loaded: first all settings, then the files of weights and of data.
+    """Checks a run before data are loaded: first all settings, then the files of data and of weights.
+
+    Weights come last, because they may have to be downloaded; data that are missing are told after them.
 
     Args:
         cfg: The whole config, as it will be run.
@@ -68,13 +70,15 @@ def preflight(cfg: Config, training: bool) -> nn.Module:
     if training:
         try_optimizer(cfg, model)
     splits = ('train', 'val') if training else ('test',)
+    there = {split: _has_data(cfg, split) for split in splits}
     for split in splits:
-        check_classes(model, split, try_data(cfg, split, _has_data(cfg, split)))
+        check_classes(model, split, try_data(cfg, split, there[split]))
+    for split in splits:
+        if there[split]:
+            check_annotations(cfg, split)
     _check_checkpoints(cfg, training)
     for split in splits:
         _check_data(cfg, split)
-    for split in splits:
-        check_annotations(cfg, split)
     return model
 
 
@@ -188,6 +192,8 @@ def _check_data(cfg: Config, split: str) -> None:
         for path in [osp.join(root, part) for part in parts if isinstance(part, str)]:
             if path and _is_missing(path):
                 how = f'{_GET_DATA[name]}; ' if name in _GET_DATA else ''
+                if 'data_format' in cfg:
+                    how = 'the settings at the top of the config say where data are; '
                 raise PreflightError(
                     f'{split} data {osp.normpath(path)} does not exist: {how}'
                     'a data set elsewhere is named by `--cfg-options data_root=DIR`'

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.toy import NUM_SAMPLES
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -97,7 +96,7 @@ def test_float16_without_a_gpu(no_card):
 def test_wrappers_with_a_precision_of_their_own(no_card):
     cfg = config()
     cfg.optim_wrapper.type = 'DeepSpeedOptimWrapper'
-    with pytest.raises(PreflightError, match="--amp does not go with .*'DeepSpeedOptimWrapper'"):
+    with pytest.raises(PreflightError, match=r"--amp does not go with .*'DeepSpeedOptimWrapper'"):
         enable_amp(cfg)
     cfg.strategy = dict(type='DeepSpeedStrategy', bf16=dict(enabled=True))
     assert describe_precision(cfg) == 'bf16 of DeepSpeedStrategy'
