@@ -241,11 +241,15 @@ def _check_categories(data: _DataSet, names: list[str]) -> None:
     known = [name for name in names if name in data.classes]
     unknown = [name for name in names if name not in data.classes]
     absent = [name for name in data.classes if name not in names]
-    mend = 'name the classes as the file does, metainfo=dict(classes=(...)) of the data set'
+    where = 'metainfo=dict(classes=(...)) of the data set'
+    number = ', and set num_classes of the model'
+    if 'data_format' in data.cfg:  # all follow from one setting
+        where, number = '`--cfg-options classes=NAME,NAME`', ''
+    mend = f'name the classes as the file does, {where}'
     if not known or (unknown and absent):
         data.fail(
             f'its categories ({_first(unknown) or "none"}) are not the classes of the data set '
-            f'({_first(absent)}): {mend}, and set num_classes of the model'
+            f'({_first(absent)}): {mend}{number}'
         )
     if known != data.classes[: len(known)]:
         wrong = next(i for i, (name, class_) in enumerate(zip(known, data.classes)) if name != class_)
