@@ -1,6 +1,7 @@
 """Configs of `configs/custom`: what follows from a user's data, and what is said where it cannot."""
 
 import json
+import re
 import shutil
 from copy import deepcopy
 from itertools import pairwise
@@ -19,7 +20,7 @@ from PIL import Image
 
 from mmdat.engine import PreflightError, build_runner, enable_amp, follow_data, load_config, preflight, resume
 from mmdat.engine.checks.data import heads
-from mmdat.engine.own_data import colours, find_class_weights, set_num_classes
+from mmdat.engine.own_data import colours, find_class_weights, set_num_classes, settings_of
 
 CUSTOM = ROOT / 'configs/custom'
 CATEGORIES = {70: 'cat', 3: 'dog', 41: 'traffic light'}  # ids in no order, with gaps
@@ -431,3 +432,25 @@ def test_other_configs_stay_as_they_are(coco):
     follow_data(cfg, training=True)
     assert cfg.to_dict() == before
     assert json.loads((coco / 'annotations/train.json').read_text()) == annotations()
+
+
+def test_docs_name_every_setting():
+    text = (ROOT / 'docs/own_data.md').read_text()
+    for path in CUSTOM.glob('*.py'):
+        cfg = Config.fromfile(path)
+        settings = set(settings_of(cfg)) & cfg.keys() - {'data_format'}
+        assert len(settings) >= 5
+        assert not [name for name in settings if f'`{name}' not in text], path.name
+
+
+def test_the_config_in_the_docs(coco, tmp_path):
+    text = (ROOT / 'docs/own_data.md').read_text()
+    (block,) = re.findall('```python\n(.*?)```', text, re.DOTALL)
+    path = tmp_path / 'mine.py'
+    path.write_text(block.replace('PATH/TO/configs', str(ROOT / 'configs')).replace("'my_data'", f"'{coco}'"))
+    cfg = load_config(str(path))
+    follow_data(cfg, training=True)
+    assert cfg.train_dataloader.dataset.data_root == cfg.test_dataloader.dataset.data_root == str(coco)
+    assert (cfg.train_cfg.max_epochs, cfg.param_scheduler[-1].end) == (30, 30)
+    assert cfg.train_dataloader.batch_size == 4
+    assert classes_of(cfg) == [list(CATEGORIES.values())] * 3

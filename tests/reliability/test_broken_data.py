@@ -498,7 +498,7 @@ COCO_ERRORS = {
     ),
     'all images without objects': (
         edit('annotations', category_id=5),
-        dict(metainfo=dict(classes=('cat',)), filter_cfg=dict(filter_empty_gt=True)),
+        dict(num_classes=1, metainfo=dict(classes=('cat',)), filter_cfg=dict(filter_empty_gt=True)),
         'no image is left to train on, all are without annotations of the classes',
     ),
     'all boxes outside': (edit('annotations', bbox=[50, 50, 4, 4]), {}, 'all boxes lie outside'),
@@ -559,12 +559,12 @@ COCO_NOTES = {
     'box outside': (edit('annotations', 4, bbox=[40, 4, 8, 8]), r'1 of 6 boxes lie outside .*\(ids 4\)'),
     'box without area': (edit('annotations', 4, bbox=[4, 4, 0, 8]), r'1 of 6 boxes .*\(ids 4\)'),
     'image not listed': (
-        edit('annotations', 4, image_id=99),
+        lambda c: c['annotations'].append(dict(c['annotations'][4], id=9, image_id=99)),
         '1 annotations are of images that the file does',
     ),
     'image without objects': (
         lambda c: c['annotations'].pop(),
-        r'1 of 6 images have no annotations and are left out; with filter_cfg.filter_empty_gt=False',
+        r'1 of 6 images have no annotations of its classes and are left out; .*filter_empty_gt=False',
     ),
     'small image': (edit('images', 4, height=8), '1 of 6 images are smaller than 16 pixels and left out'),
     'missing file': (

@@ -322,8 +322,8 @@ def _check_filter(data: _DataSet, images: list, annotations: list, categories: l
         )
     if len(kept) < len(large):
         data.note(
-            f'{len(large) - len(kept)} of {len(images)} images have no annotations and are left out; with '
-            'filter_cfg.filter_empty_gt=False of the data set they teach what is background'
+            f'{len(large) - len(kept)} of {len(images)} images have no annotations of its classes and are '
+            'left out; with filter_cfg.filter_empty_gt=False of the data set they teach what is background'
         )
 
 
