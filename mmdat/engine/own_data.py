@@ -210,10 +210,10 @@ def find_class_weights(cfg: Config) -> ClassWeights:
     return ClassWeights(len(cfg.classes), rows)
 
 
-def colours(number: int) -> list[list[int]]:
-    """Colours in which neighbours differ, each red, green and blue from 0 to 255."""
+def colours(number: int) -> list[tuple[int, ...]]:
+    """Colours in which neighbours differ: red, green and blue from 0 to 255, in tuples, which mmdet needs."""
     hues = (i * 0.618034 % 1 for i in range(number))  # the golden ratio: each far from those before
     return [
-        [round(255 * part) for part in hsv_to_rgb(hue, (0.85, 0.55)[i % 2], (0.95, 0.7, 0.85)[i % 3])]
+        tuple(round(255 * part) for part in hsv_to_rgb(hue, (0.85, 0.55)[i % 2], (0.95, 0.7, 0.85)[i % 3]))
         for i, hue in enumerate(hues)
     ]
