@@ -4,9 +4,12 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
+
+from mmdat.released import RELEASED
 
 CONFIGS = ROOT / 'configs'
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py'))
@@ -63,3 +66,20 @@ def test_pretrained_backbones_learn_slower(name):
     for key, p in model.named_parameters():
         if p.requires_grad:
             assert rates[p] == pytest.approx(slow if key.startswith('backbone.') else fast), key
+
+
+@pytest.mark.parametrize(
+    ('custom', 'released'),
+    [
+        ('mask_rcnn_dat_pp_t_coco_format', 'mask_rcnn/dat_pp_t_3x_coco'),
+        ('retinanet_dat_pp_t_coco_format', 'retinanet/dat_pp_t_3x_coco'),
+        ('upernet_dat_pp_t_folders', 'upernet/dat_pp_t_160k_ade20k'),
+    ],
+)
+def test_released_files_fit_the_models_for_own_data(custom, released):
+    cfg, of_file = (Config.fromfile(CONFIGS / f'{name}.py') for name in (f'custom/{custom}', released))
+    assert cfg.model == of_file.model
+    release = RELEASED[cfg.load_from.removeprefix('mmdat://')]
+    models = load(CONFIGS / released.split('/')[0] / 'metafile.yml')['Models']
+    (entry,) = (model for model in models if model['Config'] == f'configs/{released}.py')
+    assert entry['Weights'] == release.url
