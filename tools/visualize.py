@@ -2,7 +2,7 @@ import sys
 
 import torch
 
-from mmdat.engine import Overrides, Parser, add_trust_argument, load_config, run_tool
+from mmdat.engine import Overrides, Parser, add_trust_argument, follow_data, load_config, run_tool
 from mmdat.visualization import PicturePainter, ViewedModel, paint_files
 from mmdat.visualization.pictures import KINDS
 
@@ -43,7 +43,10 @@ def main():
     if args.top_k is not None and args.top_k < 1:
         parser.error(f'--top-k must be at least 1, got {args.top_k}')
 
-    subject = ViewedModel.load(load_config(args.config, args.cfg_options), args.checkpoint, args.device)
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.load_from = args.checkpoint
+    follow_data(cfg, training=False)
+    subject = ViewedModel.load(cfg, args.checkpoint, args.device)
     swin = None
     if args.swin_config:
         swin = ViewedModel.load(load_config(args.swin_config), args.swin_checkpoint, args.device)
