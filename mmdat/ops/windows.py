@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import attention
+from .fused.attention import attention
 
 
 def attend_in_windows(

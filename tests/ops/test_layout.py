@@ -10,8 +10,11 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense sizes',
+    'ladder dense sizes constants',
+    'fused.kernel',
+    'fused.attention fused.groups',
     'neighborhood windows',
+    'fused.neighborhood fused.windows',
     'native.build',
     'native.library native.operators native.chunks',
     'native.window_kernel',
@@ -23,7 +26,7 @@ LAYERS = [
     'deformable.backends',
     'deformable.operator',
     'deformable.dispatch',
-    'deformable native',
+    'deformable native fused',
     'flops',
     '',  # mmdat.ops itself
 ]
