@@ -44,6 +44,10 @@ class Backend:
         """The size of inputs like these from which on it is better than what comes after it in the ladder."""
         return 0
 
+    def pays_because(self, inputs: Inputs) -> str:
+        """Why from this size, where it depends on the machine: a clause that begins with a comma, or nothing."""
+        return ''
+
 
 def choose(ladder: Sequence[Backend], inputs: Inputs) -> Backend | None:
     """The first backend that serves these inputs and pays, or `None` for the plain formula."""
@@ -61,7 +65,9 @@ def explain_choice(ladder: Sequence[Backend], inputs: Inputs) -> str:
         if backend is chosen:
             break
         reasons = backend.not_supported_reasons(inputs)
-        why_not = '; '.join(reasons) or f'pays from {backend.pays_from(inputs)} {inputs.unit} on'
+        why_not = '; '.join(reasons) or (
+            f'pays from {backend.pays_from(inputs)} {inputs.unit} on{backend.pays_because(inputs)}'
+        )
         said.append(f'not {backend.name}: {why_not}')
     return f'{chosen.name if chosen else REFERENCE}: {", ".join(said)}'
 

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .constants import keep
 from .fused.attention import attention
-from .sizes import is_traced
+from .sizes import is_traced, missing
 
 
 def neighborhood_attention(
@@ -118,7 +118,7 @@ def tile_size(kernel_size: int) -> int:
 
 def padding_to_tiles(size: int, tile: int) -> tuple[int, int]:
     """What an axis of `size` lacks to whole tiles, before and after it."""
-    padding = -size % tile
+    padding = missing(size, tile)
     return padding // 2, padding - padding // 2
 
 

@@ -12,6 +12,11 @@ def at_least(size: int, least: int) -> int:
     return size.clamp(min=least) if isinstance(size, Tensor) else max(size, least)
 
 
+def missing(size: int, multiple: int) -> int:
+    """What `size` lacks to a multiple. Compilers simplify quotients of symbols, but not remainders."""
+    return (size + multiple - 1) // multiple * multiple - size
+
+
 def is_traced(*sizes: int) -> bool:
     """Whether a trace records these sizes, so that nothing may be decided by them."""
     return any(isinstance(size, Tensor) for size in sizes)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fused.attention import attention
+from .sizes import missing
 
 
 def attend_in_windows(
@@ -35,7 +36,7 @@ def attend_in_windows(
     """
     _, height, width, _ = x.shape
     num_heads, size = bias.shape[0], window_size
-    x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    x = F.pad(x, (0, 0, 0, missing(width, size), 0, missing(height, size)))
     _, padded_height, padded_width, _ = x.shape
     if shift:
         x = x.roll((-shift, -shift), dims=(1, 2))

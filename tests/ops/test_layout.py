@@ -10,7 +10,7 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense sizes constants',
+    'ladder dense sizes constants memory',
     'fused.kernel',
     'fused.attention fused.groups',
     'neighborhood windows',
@@ -20,7 +20,8 @@ LAYERS = [
     'native.window_kernel',
     'native.mlp native.windows',
     'deformable.coordinates',
-    'deformable.inputs deformable.reference',
+    'deformable.inputs deformable.reference deformable.tents',
+    'deformable.batched',
     'deformable.backends.base',
     'deformable.backends.portable deformable.backends.cpu',
     'deformable.backends',
