@@ -45,7 +45,7 @@ class Backend:
         return 0
 
     def pays_because(self, inputs: Inputs) -> str:
-        """Why from this size, where it depends on the machine: a clause that begins with a comma, or nothing."""
+        """Why from this size, where it depends on the machine: a clause after a comma, or nothing."""
         return ''
 
 

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .constants import keep
 from .fused.attention import attention
-from .sizes import is_traced, missing
+from .sizes import crop, is_traced, missing
 
 
 def neighborhood_attention(
@@ -69,7 +69,7 @@ def neighborhood_attention(
     # the number of chunks would be part of a trace, and of a graph for GPUs, which have room for all
     if is_traced(height, width) or (torch.compiler.is_compiling() and q.device.type == 'cuda'):
         out = _attend_tiles(q, k, v, row_mask, column_mask, bias).flatten(1, 2)
-        return out[:, top : top + height, left : left + width]
+        return crop(out, top, left, height, width)
     logits_of_a_row = batch * num_heads * len(column_mask) * tile**2 * region**2
     chunk = max(max_logits // logits_of_a_row, 1)
     outs = []
@@ -82,7 +82,7 @@ def neighborhood_attention(
             out = _attend_tiles(*args, column_mask, bias)
         outs.append(out)
     out = torch.cat(outs, dim=1).flatten(1, 2)
-    return out[:, top : top + height, left : left + width]
+    return crop(out, top, left, height, width)
 
 
 def _attend_tiles(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fused.attention import attention
-from .sizes import missing
+from .sizes import crop, missing
 
 
 def attend_in_windows(
@@ -49,7 +49,7 @@ def attend_in_windows(
     x = window_reverse(proj(x), size, padded_height, padded_width)
     if shift:
         x = x.roll((shift, shift), dims=(1, 2))
-    return x[:, :height, :width]
+    return crop(x, 0, 0, height, width)
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:

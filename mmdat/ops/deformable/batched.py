@@ -1,7 +1,7 @@
 """The portable backend where launches cost more than memory: blocks of keys with all heads of all images.
 
-Sizes in the comments: `B` images, `G` groups, `h` heads of a group, `M = G h`, `n` keys of a block, `N` queries
-`H x W`, a table `T_h x T_w`.
+Sizes in the comments: `B` images, `G` groups, `h` heads of a group, `M = G h`, `n` keys of a block, `N`
+queries `H x W`, a table `T_h x T_w`.
 """
 
 import math
@@ -18,7 +18,9 @@ from .tents import Axis, exact_dtype
 
 BLOCKS = 7  # at most, if there is memory for so large ones: forward and backward are 130 launches a block
 BLOCK_SIZE = 2**24  # numbers in the largest tensor of a block that is not smaller without need
-SHARE = 128  # a number in the largest tensor of a block for each so many bytes that are free: 5 to 20 % of them
+SHARE = (
+    128  # free bytes for each number in the largest tensor of a block, so that it takes up to 20 % of them
+)
 
 
 def forward(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
@@ -42,9 +44,7 @@ def forward(inputs: Inputs, out: Tensor, lse: Tensor) -> None:
     torch.add(largest.view(lse.shape), total.log_().view(lse.shape), out=lse)
 
 
-def backward(
-    inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
-) -> None:
+def backward(inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]) -> None:
     """See `DeformableBackend.backward`."""
     grad_q, grad_k, grad_v, grad_table, grad_locations = grads
     if not inputs.q.numel():

@@ -1,9 +1,9 @@
 """Bilinear interpolation of a bias table as products of small matrices.
 
 It is separable. Let `t` be the coordinate of a displacement in the table, in knots. Knot `i` has the weight
-`max(0, 1 - |t - i|)`, a tent. Queries are a regular grid, so `t` depends on the query's row along one axis and
-on its column along the other. The bias between one key and all queries then is a product of small matrices, as
-are its gradients, and nothing is gathered or scattered by query:
+`max(0, 1 - |t - i|)`, a tent. Queries are a regular grid, so `t` depends on the query's row along one axis
+and on its column along the other. The bias between one key and all queries then is a product of small
+matrices, as are its gradients, and nothing is gathered or scattered by query:
 
     bias (H, W) = tents_y (H, T_h) . table (T_h, T_w) . tents_x (T_w, W)
 """

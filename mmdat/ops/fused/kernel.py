@@ -5,10 +5,10 @@ FlashAttention takes none, and cuDNN, which PyTorch prefers on some cards, gives
 own name. It multiplies in the dtype of its inputs, and adds, biases and normalises in float32: logits are
 never rounded.
 
-It asks for heads of a multiple of 16 bytes, and for a bias in the dtype of the queries whose last dimension is
-contiguous and whose rows start at multiples of 8 numbers. What lies between the rows must be finite, because
-the backward pass multiplies it by zeros. A bias that is expanded over windows is read in place; its gradient
-is not summed by the kernel, and takes as much memory as if the bias were not expanded.
+It asks for heads of a multiple of 16 bytes, and for a bias in the dtype of the queries whose last dimension
+is contiguous and whose rows start at multiples of 8 numbers. What lies between the rows must be finite,
+because the backward pass multiplies it by zeros. A bias that is expanded over windows is read in place; its
+gradient is not summed by the kernel, and takes as much memory as if the bias were not expanded.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """Deformable attention in plain PyTorch, in bounded memory, on any device.
 
-Biases are products of small matrices, see `../tents.py`. Keys are outer and queries inner in all tensors, which
-keeps these products contiguous. Keys are taken in blocks, each with all queries. In the forward pass a running
-softmax joins the blocks; the backward pass computes the weights of a block again, from the softmax's
+Biases are products of small matrices, see `../tents.py`. Keys are outer and queries inner in all tensors,
+which keeps these products contiguous. Keys are taken in blocks, each with all queries. In the forward pass a
+running softmax joins the blocks; the backward pass computes the weights of a block again, from the softmax's
 denominator. Memory beyond inputs and outputs is that of a block, and two numbers for each query and head.
 
 On CPUs a block has one head, and fits into the caches. On GPUs, where each of its operations is a launch, it
