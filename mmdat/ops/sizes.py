@@ -21,8 +21,8 @@ def missing(size: int, multiple: int) -> int:
 def crop(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
     """The part of maps `(B, H, W, ...)` that begins at a pixel.
 
-    For compilers a copy, which they fuse with what comes next: of a view they would make a graph for sizes where
-    it is all of the map, and another one for others.
+    For compilers a copy, which they fuse with what comes next. Of a view they would make one graph for sizes
+    where it is all of the map, and another one for others.
     """
     x = x[:, top : top + height, left : left + width]
     return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x

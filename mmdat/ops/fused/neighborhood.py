@@ -223,8 +223,10 @@ class _Axis(NamedTuple):
         starts = torch.arange(tiles, device=device)[:, None] * tile - before
         queries = starts + torch.arange(tile, device=device)
         keys = starts - reach + torch.arange(region, device=device)
-        kinds = torch.ones(tiles, dtype=torch.long, device=device)
-        kinds[-1], kinds[0] = 2, 0
+        index = torch.arange(
+            tiles, device=device
+        )  # a number that is written to the device makes the host wait
+        kinds = torch.where(index == 0, 0, 1 + (index == tiles - 1).long())
         masks = neighborhood_mask(size, tile, reach, torch.float32, device)
         pixels = torch.arange(size, device=device) + before
         home = pixels // tile

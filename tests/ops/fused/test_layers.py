@@ -39,9 +39,10 @@ def assert_equal(ours, expected):
         )
 
 
-# Whole windows, padding that a window inside reaches into, windows that hold nothing else, maps of one
-# window. @pytest.mark.parametrize('size', [(8, 12), (10, 13), (5, 9), (11, 15), (3, 2), (4, 4), (1, 20)])
-# @pytest.mark.parametrize('shifted', [False, True]) @pytest.mark.parametrize('masked', [False, True])
+# Whole windows, padding that a window inside reaches into, windows that hold nothing else, one window.
+@pytest.mark.parametrize('size', [(8, 12), (10, 13), (5, 9), (11, 15), (3, 2), (4, 4), (1, 20)])
+@pytest.mark.parametrize('shifted', [False, True])
+@pytest.mark.parametrize('masked', [False, True])
 def test_windows(size, shifted, masked):
     side, shift = 4, 2 if shifted else 0
     inputs = [
