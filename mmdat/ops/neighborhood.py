@@ -66,8 +66,7 @@ def neighborhood_attention(
         neighborhood_mask(size, tile, reach, bias.dtype, bias.device) for size in (height, width)
     )
 
-    # the number of chunks would be part of a trace, and of a graph for GPUs, which have room for all
-    if is_traced(height, width) or (torch.compiler.is_compiling() and q.device.type == 'cuda'):
+    if is_traced(height, width) or _is_in_one_piece(q):  # the number of chunks would be part of the trace
         out = _attend_tiles(q, k, v, row_mask, column_mask, bias).flatten(1, 2)
         return crop(out, top, left, height, width)
     logits_of_a_row = batch * num_heads * len(column_mask) * tile**2 * region**2
@@ -83,6 +82,11 @@ def neighborhood_attention(
         outs.append(out)
     out = torch.cat(outs, dim=1).flatten(1, 2)
     return crop(out, top, left, height, width)
+
+
+def _is_in_one_piece(q: Tensor) -> bool:
+    """Whether a compiler follows for a GPU, which has room for all tiles: one graph then serves all sizes."""
+    return torch.compiler.is_compiling() and q.device.type == 'cuda'
 
 
 def _attend_tiles(

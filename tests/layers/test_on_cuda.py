@@ -134,3 +134,43 @@ def test_layers_with_hooks_or_adapters_are_served_too(cuda):
         layer(torch.empty(2, 20, 30, 64))
     assert operators.kernels['_scaled_dot_product_efficient_attention'] == 1
     assert not operators.waits
+
+
+class CapturedError(Exception):
+    """A graph was made, and shall not run."""
+
+
+COMPILED = {
+    'shifted windows': ('_scaled_dot_product_efficient_attention', lambda: WindowAttention(32, 1, 7, True)),
+    'neighbourhoods': ('_scaled_dot_product_efficient_attention', lambda: NeighborhoodAttention(32, 1)),
+    'fixed bias': (
+        '_scaled_dot_product_efficient_attention',
+        lambda: DeformableAttention(32, 1, 1, (14, 14), 2, pos_bias='fixed'),
+    ),
+    'reduction': ('scaled_dot_product_attention', lambda: SpatialReductionAttention(32, 1, 8)),
+}
+
+
+@pytest.mark.parametrize('name', COMPILED)
+def test_one_graph_serves_all_sizes(name, monkeypatch):
+    """On CPUs that take the way of CUDA, because compilers do not follow fake tensors."""
+    monkeypatch.setattr('mmdat.ops.fused.attention.not_fused_reasons', lambda *args: [])
+    monkeypatch.setattr('mmdat.ops.neighborhood._is_in_one_piece', lambda q: True)
+    kernel, build = COMPILED[name]
+    graphs = []
+
+    def capture(graph, inputs):
+        graphs.append(graph)
+
+        def run(*args):
+            raise CapturedError
+
+        return run
+
+    torch.compiler.reset()
+    compiled = torch.compile(build(), backend=capture, fullgraph=True, dynamic=True)
+    for size in [(40, 52), (42, 63), (30, 33), (64, 64)]:
+        with pytest.raises(CapturedError), torch.autocast('cpu', torch.bfloat16):
+            compiled(torch.empty(2, *size, 32, requires_grad=True))
+    assert len(graphs) == 1
+    assert sum(kernel in str(node.target) for node in graphs[0].graph.nodes) == 1
