@@ -37,6 +37,8 @@ class Attended(NamedTuple):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """In which dtype a layer computes: that of autocast where it is on."""
     device = x.device.type
+    if x.is_meta:  # tensors without numbers know no autocast
+        return x.dtype
     if torch.is_autocast_enabled(device) and x.dtype.is_floating_point and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
