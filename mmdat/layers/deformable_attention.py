@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..ops import attention, deformable_attention, sample_features
 from ..ops.deformable import Coordinates, offset_units, reference_points, relative_position_bias
 from ..ops.dense import attention_weights
+from ..ops.fused.kernel import compute_dtype
 from ..ops.sizes import is_traced
 from .depthwise_conv import DepthwiseConv
 from .precision import Conv2d, PreciseLinear
@@ -113,6 +114,8 @@ class DeformableAttention(nn.Module):
         q = self.q(x)
         locations = self._deform(q).flatten(2, 3)  # (B, G, N_k, 2)
         sampled = self.sample(x, locations)
+        # once for both layers, which would copy it each
+        sampled = sampled.to(compute_dtype(x), memory_format=torch.contiguous_format)
         k, v = self.k(sampled), self.v(sampled)  # Eq. (6)
         heads = [self._split_heads(t) for t in (q.flatten(1, 2), k, v)]
         if self.pos_bias == 'relative':

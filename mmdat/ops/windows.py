@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import attention
+from .fused.attention import attention
+from .sizes import crop, missing
 
 
 def attend_in_windows(
@@ -41,7 +42,7 @@ def attend_in_windows(
     x = window_reverse(proj(x), window_size, padded_height, padded_width)
     if shift:
         x = x.roll((shift, shift), dims=(1, 2))
-    return x[:, :height, :width]
+    return crop(x, 0, 0, height, width)
 
 
 def heads_in_windows(
@@ -70,7 +71,7 @@ def heads_in_windows(
 def pad_to_windows(x: Tensor, window_size: int) -> Tensor:
     """Pads `(B, H, W, C)` with zeros at the right and the bottom to whole windows."""
     _, height, width, _ = x.shape
-    return F.pad(x, (0, 0, 0, -width % window_size, 0, -height % window_size))
+    return F.pad(x, (0, 0, 0, missing(width, window_size), 0, missing(height, window_size)))
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
