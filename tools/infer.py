@@ -1,6 +1,14 @@
 import sys
 
-from mmdat.engine import Overrides, Parser, add_trust_argument, infer_files, load_config, run_tool
+from mmdat.engine import (
+    Overrides,
+    Parser,
+    add_trust_argument,
+    follow_data,
+    infer_files,
+    load_config,
+    run_tool,
+)
 
 
 def share(text: str) -> float:
@@ -38,8 +46,11 @@ def main():
     parser.add_argument('--cfg-options', nargs='+', action=Overrides, help='settings to override')
     args = parser.parse_args()
 
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.load_from = args.checkpoint
+    follow_data(cfg, training=False)
     done, failed = infer_files(
-        load_config(args.config, args.cfg_options),
+        cfg,
         args.checkpoint,
         args.inputs,
         args.out,

@@ -6,6 +6,7 @@ from mmdat.engine import (
     dump_predictions_to,
     enable_tta,
     enable_visualization,
+    follow_data,
     in_one_line,
     load_config,
     make_deterministic,
@@ -34,6 +35,7 @@ def main():
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     cfg.load_from = args.checkpoint
+    follow_data(cfg, training=False)
     if args.show or args.show_dir:
         enable_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:

@@ -1,6 +1,9 @@
 from mmdat.engine import (
+    add_amp_argument,
     base_parser,
     build_runner,
+    enable_amp,
+    follow_data,
     in_one_line,
     load_config,
     make_deterministic,
@@ -15,7 +18,7 @@ from mmdat.engine import (
 @in_one_line()
 def main():
     parser = base_parser('Train a model of any task')
-    parser.add_argument('--amp', action='store_true', help='mixed precision, on GPUs')
+    add_amp_argument(parser)
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile of the backbone, block by block, for any size'
     )
@@ -35,8 +38,9 @@ def main():
     args = parser.parse_args()
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    follow_data(cfg, training=True)
     if args.amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        enable_amp(cfg, args.amp)
     if args.compile:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='CompileBlocksHook')]
     if args.auto_scale_lr:

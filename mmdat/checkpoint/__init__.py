@@ -3,7 +3,7 @@
 from .contents import Weights, interpret
 from .errors import CheckpointError
 from .files import read_checkpoint, trust_checkpoints
-from .fitting import LoadReport, fit, resize_bias_tables
+from .fitting import ClassWeights, LoadReport, fit, resize_bias_tables
 from .identity import check_identity
 from .loading import adapt_state_dict, check_weights, load_model, load_pretrained
 from .locations import find_checkpoint
@@ -11,6 +11,7 @@ from .official_names import from_official
 
 __all__ = [
     'CheckpointError',
+    'ClassWeights',
     'LoadReport',
     'Weights',
     'adapt_state_dict',

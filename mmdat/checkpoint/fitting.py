@@ -67,11 +67,38 @@ class LoadReport:
         return '; '.join(parts) or None
 
 
+@dataclass(frozen=True)
+class ClassWeights:
+    """The weights of a model that grow with its number of classes.
+
+    Args:
+        number: Classes of the model.
+        rows: By name, how many rows each class adds to a weight.
+    """
+
+    number: int
+    rows: Mapping[str, int]
+
+    def of_other_number(
+        self, state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
+    ) -> tuple[int, list[str]]:
+        """The number of classes of a file, and its weights that differ by it alone from the model's."""
+        more = {}
+        for key in self.rows.keys() & state_dict.keys() & target.keys():
+            given, wanted = state_dict[key].shape, target[key].shape
+            if given != wanted and given[1:] == wanted[1:] and (given[0] - wanted[0]) % self.rows[key] == 0:
+                more[key] = (given[0] - wanted[0]) // self.rows[key]
+        if len(set(more.values())) != 1:
+            return self.number, []
+        return self.number + next(iter(more.values())), [key for key in target if key in more]
+
+
 def fit(
     weights: Weights,
     target: Mapping[str, Tensor],
     backbone_only: bool = False,
     ignore: tuple[str, ...] = (),
+    classes: ClassWeights | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Chooses and resizes weights for a model.
 
@@ -82,6 +109,7 @@ def fit(
             order: heads and necks, stages and output norms that only one of the two has, and a classifier's
             final norm, which is not the output norm of a feature map (the authors, too, train those anew).
         ignore: Prefixes of weights to leave as initialised.
+        classes: If given, weights that fit but for the number of classes are left as initialised.
 
     Returns:
         The values to load, those that stay as initialised included, and the report, whose `check` tells
@@ -92,6 +120,12 @@ def fit(
     state_dict, report.resized = resize_bias_tables(weights.state_dict, target)
     kept = report.kept['as asked for'] = [key for key in target if key.startswith(ignore)]
     report.dropped['as asked for'] = _drop(state_dict, lambda key: key.startswith(ignore))
+    if classes is not None:
+        number, others = classes.of_other_number(state_dict, target)
+        why = f'of {number} classes instead of {classes.number}'
+        report.dropped[why] = _drop(state_dict, lambda key: key in others)
+        report.kept[why] = others
+        kept = [*kept, *others]
     if backbone_only:
         report.dropped |= _drop_what_is_not_built(state_dict, target)
         initial = {

@@ -3,6 +3,7 @@ import sys
 import traceback
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NoReturn
 
 from mmengine.config import DictAction
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..spelling import did_you_mean
 from .data_guard import BrokenDataError
 from .distributed.processes import end_in_group, end_with_launcher
+from .mixed_precision import AMP_DTYPES
 from .saving import NO_ROOM
 
 # Where launchers tell a process its number on its machine.
@@ -21,6 +23,13 @@ _LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK', 'RA
 
 class Parser(ArgumentParser):
     """A parser that says in one line what is wrong with a command, with exit code 2."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = list(sys.argv[1:] if args is None else args)
+        for i, (option, value) in enumerate(pairwise(args)):
+            if option == '--amp' and value.endswith('.py'):  # argparse would take the config for its dtype
+                args[i] = '--amp=auto'
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix('unrecognized arguments: ').split()[0]
@@ -88,6 +97,19 @@ def add_trust_argument(parser: ArgumentParser) -> None:
         nargs=0,
         action=Trust,
         help='read checkpoints even if they can run code; for files of which you know and trust the maker',
+    )
+
+
+def add_amp_argument(parser: ArgumentParser) -> None:
+    """`--amp [DTYPE]`: `args.amp` is the dtype, `'auto'` where none is named, `None` without the option."""
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='auto',
+        choices=['auto', *AMP_DTYPES],
+        metavar='|'.join(AMP_DTYPES),
+        help='mixed precision; by default bfloat16 on CPUs and on GPUs that compute in it, else float16 with '
+        'a dynamic loss scale',
     )
 
 

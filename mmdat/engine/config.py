@@ -7,6 +7,7 @@ from mmengine.config import Config
 from ..hub import find_config
 from .checks.names import check_options, check_top_level
 from .errors import in_one_line
+from .own_data import place_data, settings_of
 
 
 def load_config(
@@ -40,7 +41,8 @@ def load_config(
             for key, value in list(cfg.items()):
                 cfg[key] = _move(value, old, new)
         cfg.merge_from_dict(options)
-    check_top_level(cfg.keys())
+    check_top_level(cfg.keys(), settings_of(cfg))
+    place_data(cfg, options)
     cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', name_run(path))
     cfg.launcher = launcher
     return cfg

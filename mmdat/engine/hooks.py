@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
-from ..checkpoint import CheckpointError, check_weights, fit, interpret
+from ..checkpoint import CheckpointError, ClassWeights, check_weights, fit, interpret
 
 
 class StrictCheckpointHook(Hook):
@@ -16,11 +16,18 @@ class StrictCheckpointHook(Hook):
         ignore: Prefixes of keys that are left as initialised when a training starts, for instance
             `('roi_head.bbox_head.fc_cls',)` to fine-tune on other classes. To resume and to test, all load.
         generation: `'cvpr' | 'pp'`, for files that do not tell.
+        classes: If given, weights that differ by the number of classes alone are left as initialised, too.
     """
 
-    def __init__(self, ignore: tuple[str, ...] = (), generation: str | None = None):
+    def __init__(
+        self,
+        ignore: tuple[str, ...] = (),
+        generation: str | None = None,
+        classes: ClassWeights | None = None,
+    ):
         self.ignore = tuple(ignore)
         self.generation = generation
+        self.classes = classes
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Puts the fitted weights into the checkpoint.
@@ -50,7 +57,8 @@ class StrictCheckpointHook(Hook):
                 'it, by load_from or init_cfg, but there is nothing to test'
             )
         check_weights(weights, model, ' by `--cfg-options load_generation=...`')
-        fitted, report = fit(weights, target, is_part and starting, self.ignore if starting else ())
+        ignore, classes = (self.ignore, self.classes) if starting else ((), None)
+        fitted, report = fit(weights, target, is_part and starting, ignore, classes)
         hint = (
             ' (`--cfg-options load_ignore=PREFIX,...` leaves such weights as initialised)' if starting else ''
         )

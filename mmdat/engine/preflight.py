@@ -20,6 +20,7 @@ from .checks.environment import check_mmcv_ops
 from .checks.settings import check_settings
 from .checks.values import check_values
 from .errors import PreflightError, walk
+from .mixed_precision import check_amp
 
 _GET_COCO = (
     'download train2017, val2017 and annotations from https://cocodataset.org/#download, '
@@ -43,7 +44,9 @@ _LAUNCHERS = {
 
 
 def preflight(cfg: Config, training: bool) -> nn.Module:
-    """Checks a run before data are loaded: first all settings, then the files of weights and of data.
+    """Checks a run before data are loaded: first all settings, then the files of data and of weights.
+
+    Weights come last, because they may have to be downloaded; data that are missing are told after them.
 
     Args:
         cfg: The whole config, as it will be run.
@@ -59,21 +62,23 @@ def preflight(cfg: Config, training: bool) -> nn.Module:
     check_values(cfg, training)
     _check_launcher(cfg.launcher)
     _check_strategy(cfg, training)
-    if training and 'Amp' in str(cfg.optim_wrapper.get('type')) and not torch.cuda.is_available():
-        raise PreflightError('mixed precision training needs a GPU, run without --amp')
+    if training:
+        check_amp(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     check_settings(cfg, training)
     model = try_model(cfg)
     if training:
         try_optimizer(cfg, model)
     splits = ('train', 'val') if training else ('test',)
+    there = {split: _has_data(cfg, split) for split in splits}
     for split in splits:
-        check_classes(model, split, try_data(cfg, split, _has_data(cfg, split)))
+        check_classes(model, split, try_data(cfg, split, there[split]))
+    for split in splits:
+        if there[split]:
+            check_annotations(cfg, split)
     _check_checkpoints(cfg, training)
     for split in splits:
         _check_data(cfg, split)
-    for split in splits:
-        check_annotations(cfg, split)
     return model
 
 
@@ -187,6 +192,8 @@ def _check_data(cfg: Config, split: str) -> None:
         for path in [osp.join(root, part) for part in parts if isinstance(part, str)]:
             if path and _is_missing(path):
                 how = f'{_GET_DATA[name]}; ' if name in _GET_DATA else ''
+                if 'data_format' in cfg:
+                    how = 'the settings at the top of the config say where data are; '
                 raise PreflightError(
                     f'{split} data {osp.normpath(path)} does not exist: {how}'
                     'a data set elsewhere is named by `--cfg-options data_root=DIR`'

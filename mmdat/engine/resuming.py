@@ -151,6 +151,10 @@ def _check_run(cfg: Config, checkpoint: str, meta: dict, starts_from: str | None
         return starts_from
     if differences := _compare_models(recorded, present):
         raise PreflightError(f'{checkpoint} is of a run of another model, {differences}: {advice}')
+    if 'data_format' in present and recorded.get('classes') != present['classes']:
+        old, new = (ast.literal_eval(settings.get('classes', '[]')) or [] for settings in (recorded, present))
+        other = ', '.join(sorted(set(old) ^ set(new))[:3]) or 'the same in another order'
+        raise PreflightError(f'{checkpoint} is of a run on other classes ({other}): {advice}')
 
     origin = recorded.get('started_from' if recorded.get('resume') == 'True' else 'load_from', 'None')
     origin = ast.literal_eval(origin)

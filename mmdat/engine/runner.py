@@ -1,7 +1,7 @@
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import MODELS, RUNNERS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -11,6 +11,7 @@ from .data_guard import MAX_BROKEN_IMAGES, guard_data
 from .distributed.processes import check_start
 from .errors import in_one_line, walk
 from .hooks import MissedValidationHook, StrictCheckpointHook
+from .own_data import find_class_weights, settings_of
 from .preflight import brings_weights, pretrained_parts
 from .randomness import SeedHook, number_samples
 from .saving import RemoveAfterSaveHook, guard_saving
@@ -36,8 +37,9 @@ def build_runner(cfg: Config) -> Runner:
 
     Files of `init_cfg` are not read where `load_from` brings the weights. Without GPUs the processes of the
     pytorch launcher talk over gloo. One process shards nothing: it leaves out a `strategy` of MMEngine's
-    `FlexibleRunner`. Top-level `load_ignore` and `load_generation` of the config: see
-    `StrictCheckpointHook`; `max_broken_images`: see `guard_data`.
+    `FlexibleRunner`. Where classes follow from the data (`own_data.py`), weights that `load_from` has for
+    another number of them are left as initialised. Top-level `load_ignore` and `load_generation` of the
+    config: see `StrictCheckpointHook`; `max_broken_images`: see `guard_data`.
     """
     guard_schemes()
     guard_saving()
@@ -48,12 +50,15 @@ def build_runner(cfg: Config) -> Runner:
         cfg.pop('strategy', None)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _distribute_over_cpus(cfg)
-    ignore = cfg.get('load_ignore', ())
+    ignore, classes = cfg.get('load_ignore', ()), None
+    if settings_of(cfg) and cfg.get('load_from') and not cfg.get('resume'):
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+            classes = find_class_weights(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_start(cfg)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     # before the hook that keeps averages of the weights takes them over
-    hook = StrictCheckpointHook(ignore, cfg.get('load_generation'))
+    hook = StrictCheckpointHook(ignore, cfg.get('load_generation'), classes)
     runner.register_hook(hook, priority='VERY_HIGH')
     number_samples(runner._train_dataloader)
     for hook in (SeedHook(), RemoveAfterSaveHook(), MissedValidationHook()):

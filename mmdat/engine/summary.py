@@ -10,6 +10,7 @@ from torch import nn
 
 from .checks.settings import quiet
 from .errors import in_one_line
+from .mixed_precision import describe_precision
 from .preflight import brings_weights, preflight, pretrained_parts
 
 # Where launchers tell the number of all processes. `tools/dist_run.sh` checks before there are any.
@@ -118,7 +119,12 @@ def _describe_schedule(cfg: Config, images: int) -> dict[str, str]:
         steps = f'{an_epoch * loop.max_epochs:,}: {loop.max_epochs} epochs of {an_epoch:,}'
     else:
         steps = f'{loop.max_iters:,}, about {loop.max_iters * batch / max(images, 1):.1f} epochs'
-    return {'batch size': batch_line, 'learning rate': rate_line, 'steps': steps}
+    return {
+        'batch size': batch_line,
+        'learning rate': rate_line,
+        'precision': describe_precision(cfg),
+        'steps': steps,
+    }
 
 
 def _count_processes(launcher: str) -> int:

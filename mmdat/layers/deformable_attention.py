@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention, deformable_attention, sample_features
-from ..ops.deformable import Coordinates, offset_units, reference_points
+from ..ops.deformable import Coordinates, offset_units, reference_points, relative_position_bias
+from ..ops.dense import attention_weights
+from ..ops.fused.kernel import compute_dtype
 from ..ops.sizes import is_traced
 from .depthwise_conv import DepthwiseConv
 from .precision import Conv2d, PreciseLinear
@@ -111,10 +113,9 @@ class DeformableAttention(nn.Module):
         _, height, width, _ = x.shape
         q = self.q(x)
         locations = self._deform(q).flatten(2, 3)  # (B, G, N_k, 2)
-        if self.offset_range == 0 and self.coordinates == 'corners':
-            sampled = average_cells(x, self.key_stride)
-        else:
-            sampled = sample_features(x, locations)  # Eq. (7), (8)
+        sampled = self.sample(x, locations)
+        # once for both layers, which would copy it each
+        sampled = sampled.to(compute_dtype(x), memory_format=torch.contiguous_format)
         k, v = self.k(sampled), self.v(sampled)  # Eq. (6)
         heads = [self._split_heads(t) for t in (q.flatten(1, 2), k, v)]
         if self.pos_bias == 'relative':
@@ -128,6 +129,17 @@ class DeformableAttention(nn.Module):
             z = z + self.position_bias_conv(q)
         return self.proj(z)  # Eq. (3)
 
+    def sample(self, x: Tensor, locations: Tensor) -> Tensor:
+        """Features of the map `x` `(B, H, W, C)` from which keys and values are made, `(B, N_k, C)`.
+
+        Args:
+            x: Any number of channels that the groups divide.
+            locations: `(B, G, N_k, 2)`, those of `sampling_locations` in one row.
+        """
+        if self.offset_range == 0 and self.coordinates == 'corners':
+            return average_cells(x, self.key_stride)
+        return sample_features(x, locations)  # Eq. (7), (8)
+
     def sampling_locations(self, x: Tensor) -> Tensor:
         """Where the keys of the input `x` `(B, H, W, C)` are sampled, `(B, G, H_k, W_k, 2)`.
 
@@ -136,6 +148,35 @@ class DeformableAttention(nn.Module):
         their nominal places.
         """
         return self._deform(self.q(x))
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """How much queries attend to keys in each head, the softmax of Equation (9), to be looked at.
+
+        By the equations, whatever backend serves `forward`, and in float32 at least.
+
+        Args:
+            x: Input `(B, H, W, C)`, as for `forward`.
+            queries: Indices of queries, row-major on the map. By default all, whose weights take more
+                memory than all the rest.
+
+        Returns:
+            `(B, M, N_q, N_k)`. Keys are in the order of `sampling_locations`, heads contiguous in the groups.
+        """
+        _, height, width, _ = x.shape
+        q = self.q(x)
+        locations = self._deform(q).flatten(2, 3)
+        k = self._split_heads(self.k(self.sample(x, locations)))
+        q = self._split_heads(q.flatten(1, 2))
+        if queries is not None:
+            q = q[:, :, queries]
+        if self.pos_bias == 'relative':
+            table, size = self.position_bias_table, (height, width)
+            bias = relative_position_bias(table, locations, size, self.coordinates, queries)
+        else:
+            bias = self._fixed_bias(height, width)
+            if bias is not None and queries is not None:
+                bias = bias[:, queries]
+        return attention_weights(q, k, bias)
 
     def _deform(self, q: Tensor) -> Tensor:
         batch, height, width, _ = q.shape

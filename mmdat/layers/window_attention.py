@@ -2,7 +2,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import window_attention
-from ..ops.windows import attend_in_windows, shift_masks
+from ..ops.dense import attention_weights
+from ..ops.windows import attend_in_windows, heads_in_windows, pad_to_windows, shift_masks
 from .plain import are_plain
 
 
@@ -42,6 +43,23 @@ class WindowAttention(nn.Module):
             weights = qkv.weight, qkv.bias, proj.weight, proj.bias
             return window_attention(x, *weights, bias, self.shift_masks, self.shift)
         return attend_in_windows(x, qkv, proj, bias, self.shift_masks, self.window_size, self.shift)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """How much the positions of each window attend to each other, to be looked at.
+
+        By the plain formula, whatever serves `forward`, and in float32 at least.
+
+        Args:
+            x: Input `(B, H, W, C)`, as for `forward`.
+
+        Returns:
+            `(B, windows, M, N, N)`, query before key. Windows are those of the padded and rolled map,
+            row-major.
+        """
+        bias, size = self.relative_position_bias(), self.window_size
+        x = pad_to_windows(x, size)
+        q, k, _, bias = heads_in_windows(x, self.qkv, bias, self.shift_masks, size, self.shift)
+        return attention_weights(q, k, bias)
 
     def relative_position_bias(self) -> Tensor:
         """Bias of each head, `(M, N, N)` for the `N` positions of a window."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import attention
+from .fused.attention import attention
+from .sizes import crop, missing
 
 
 def attend_in_windows(
@@ -34,21 +35,43 @@ def attend_in_windows(
         `(B, H, W, C)`.
     """
     _, height, width, _ = x.shape
-    num_heads, size = bias.shape[0], window_size
-    x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    x = pad_to_windows(x, window_size)
     _, padded_height, padded_width, _ = x.shape
+    q, k, v, bias = heads_in_windows(x, qkv, bias, masks, window_size, shift)
+    x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
+    x = window_reverse(proj(x), window_size, padded_height, padded_width)
+    if shift:
+        x = x.roll((shift, shift), dims=(1, 2))
+    return crop(x, 0, 0, height, width)
+
+
+def heads_in_windows(
+    x: Tensor,
+    qkv: Callable[[Tensor], Tensor],
+    bias: Tensor,
+    masks: Tensor | None,
+    window_size: int,
+    shift: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys and values of all windows, `(B, windows, M, N, d)`, and the bias of their logits.
+
+    Arguments are those of `attend_in_windows`, of a map that is padded already.
+    """
+    _, height, width, _ = x.shape
     if shift:
         x = x.roll((-shift, -shift), dims=(1, 2))
     if masks is not None:
-        kinds = window_kinds(padded_height // size, padded_width // size, x.device)
+        kinds = window_kinds(height // window_size, width // window_size, x.device)
         bias = bias + masks[kinds].unsqueeze(1)
-    x = window_partition(x, size)  # (B, windows, N, C)
-    q, k, v = qkv(x).unflatten(-1, (3, num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
-    x = attention(q, k, v, bias).transpose(2, 3).flatten(3)
-    x = window_reverse(proj(x), size, padded_height, padded_width)
-    if shift:
-        x = x.roll((shift, shift), dims=(1, 2))
-    return x[:, :height, :width]
+    x = window_partition(x, window_size)  # (B, windows, N, C)
+    q, k, v = qkv(x).unflatten(-1, (3, bias.shape[-3], -1)).permute(3, 0, 1, 4, 2, 5).unbind()
+    return q, k, v, bias
+
+
+def pad_to_windows(x: Tensor, window_size: int) -> Tensor:
+    """Pads `(B, H, W, C)` with zeros at the right and the bottom to whole windows."""
+    _, height, width, _ = x.shape
+    return F.pad(x, (0, 0, 0, missing(width, window_size), 0, missing(height, window_size)))
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:

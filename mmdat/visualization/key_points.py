@@ -1,14 +1,18 @@
 """Where deformable attention samples its keys, drawn on the image (Figure 6 of the supplement)."""
 
 import math
+from collections.abc import Callable
 
-import cv2
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from torch import Tensor
 
 from ..ops.deformable import Coordinates, reference_points
+from .drawing import GREY, INK, draw_dots, draw_lines, draw_upon
+from .placement import Placement
 
-ORANGE, YELLOW, GREY, INK = (0, 110, 255), (60, 240, 255), (170, 170, 170), (30, 30, 30)  # BGR
+ORANGE, YELLOW = '#ff6e00', '#fff03c'  # as in Figure 6
 
 
 def to_image(
@@ -31,10 +35,7 @@ def to_image(
     Returns:
         `(..., 2)` as `(x, y)` in float64; (0, 0) is the centre of the first pixel.
     """
-    locations = locations.detach().cpu().double().numpy()
-    on_map = (locations + 1) / 2 * (np.array(map_size) - 1)
-    from_border = (on_map + 0.5) * stride / np.array(scale_factor)[::-1]
-    return from_border[..., ::-1] - 0.5
+    return Placement((0, 0), scale_factor).to_image(locations, map_size, stride)
 
 
 def draw_key_points(
@@ -58,39 +59,45 @@ def draw_key_points(
     Returns:
         A picture of the image's size.
     """
+    placement = Placement(image.shape[:2], scale_factor)
+    draw = key_points_drawer(sampling_locations, placement, map_size, stride, coordinates)
+    return draw_upon(dim(image), draw)
+
+
+def key_points_drawer(
+    sampling_locations: Tensor,
+    placement: Placement,
+    map_size: tuple[int, int],
+    stride: int,
+    coordinates: Coordinates = 'half_pixel',
+) -> Callable[[Axes], None]:
+    """What `draw_key_points` draws upon the dimmed image, for a panel; `placement` says where it lies."""
     groups, *grid, _ = sampling_locations.shape
-    placement = dict(map_size=map_size, stride=stride, scale_factor=scale_factor)
-    points = to_image(sampling_locations, **placement).reshape(groups, -1, 2)
-    references = to_image(reference_points(*grid, coordinates), **placement).reshape(-1, 2)
-    spacing = math.sqrt(image.shape[0] * image.shape[1] / points[..., 0].size)
-    radius = min(max(0.12 * spacing, 3.0), 0.01 * max(image.shape[:2]))
+    points, references = (
+        placement.to_image(locations, map_size, stride)
+        for locations in (sampling_locations, reference_points(*grid, coordinates))
+    )
+    points, references = points.reshape(groups, -1, 2), references.reshape(-1, 2)
+    spacing = math.sqrt(placement.size[0] * placement.size[1] / points[..., 0].size)
+    radius = min(max(0.12 * spacing, 3.0), 0.01 * max(placement.size))
+
+    def draw(axes: Axes) -> None:
+        for group, colour in zip(points, group_colours(groups)):
+            draw_lines(axes, references, group, colour)
+        draw_dots(axes, references[placement.contains(references)], max(radius, 3), GREY, None)
+        for group, colour in zip(points, group_colours(groups)):
+            draw_dots(axes, group[placement.contains(group)], 2 * radius, colour, INK)
+
+    return draw
+
+
+def group_colours(groups: int) -> list[str]:
+    """The colour of the points of each group."""
     weights = np.linspace(0, 1, groups)[:, None]
-    colours = ((1 - weights) * ORANGE + weights * YELLOW).tolist()
-
-    dimmed = (image * 0.65).astype(np.uint8)
-    lined = dimmed.copy()
-    for group, colour in zip(points, colours):
-        for reference, point in zip(references, group):
-            _line(lined, reference, point, colour)
-    picture = cv2.addWeighted(dimmed, 0.7, lined, 0.3, 0)
-    for reference in references:
-        _dot(picture, reference, radius / 2, GREY)
-    for group, colour in zip(points, colours):
-        for point in group:
-            _dot(picture, point, radius + 1, INK)
-            _dot(picture, point, radius, colour)
-    return picture
+    first, last = (np.array(to_rgb(colour)) for colour in (ORANGE, YELLOW))
+    return [to_hex(colour) for colour in (1 - weights) * first + weights * last]
 
 
-def _line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, colour: tuple) -> None:
-    cv2.line(picture, _fixed_point(start), _fixed_point(end), colour, 1, cv2.LINE_AA, 4)
-
-
-def _dot(picture: np.ndarray, centre: np.ndarray, radius: float, colour: tuple) -> None:
-    cv2.circle(picture, _fixed_point(centre), round(radius * 16), colour, -1, cv2.LINE_AA, 4)
-
-
-def _fixed_point(xy: np.ndarray) -> tuple[int, int]:
-    """The 1/16 pixels in which cv2 takes coordinates for `shift=4`."""
-    x, y = np.round(xy * 16).astype(int).tolist()
-    return x, y
+def dim(image: np.ndarray) -> np.ndarray:
+    """The image as a background, on which points stand out."""
+    return (image * 0.65).astype(np.uint8)

@@ -43,6 +43,7 @@ def imagenet_folder(root: Path, classes: int) -> Path:
     for split in ('train', 'val'):
         for n in range(classes):
             (root / split / f'n{n:08}').mkdir(parents=True)
+        (root / split / 'n00000000' / '1.JPEG').touch()
     return root
 
 

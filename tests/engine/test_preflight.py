@@ -11,7 +11,7 @@ from mmdat.engine import PreflightError, build_runner, preflight
 
 _BOX = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)
 ONE_IMAGE = dict(
-    images=[dict(id=1, file_name='1.jpg', height=8, width=8)],
+    images=[dict(id=1, file_name='1.jpg', height=32, width=32)],
     annotations=[dict(_BOX, segmentation=[[1, 1, 5, 1, 5, 5, 1, 5]])],
     categories=[dict(id=id_, name=name) for name, id_ in CATEGORY_IDS.items()],
 )
@@ -125,10 +125,10 @@ def test_more_processes_than_gpus(cfg, monkeypatch):
         preflight(cfg, training=True)
 
 
-def test_amp_needs_a_gpu(cfg, monkeypatch):
+def test_amp_of_mmengine_needs_a_gpu(cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    with pytest.raises(PreflightError, match='needs a GPU, run without --amp'):
+    with pytest.raises(PreflightError, match='needs a GPU: --amp trains in bfloat16 on CPUs'):
         preflight(cfg, training=True)
 
 

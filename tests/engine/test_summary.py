@@ -37,6 +37,7 @@ def test_a_training(told, folder):
         f'{annotations}/instances_val2017.json)',
         'batch size': '2 images',
         'learning rate': '0.0001, AdamW; meant for 16 images a step, --auto-scale-lr adapts it',
+        'precision': 'float32',
         'steps': '8: 2 epochs of 4',
         'work directory': 'here',
     }

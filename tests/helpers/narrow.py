@@ -16,3 +16,17 @@ def narrow(model: ConfigDict) -> None:
     else:
         model.decode_head.update(in_channels=WIDTHS, channels=32)
         model.auxiliary_head.in_channels = WIDTHS[2]
+
+
+def narrow_detector(model: ConfigDict) -> None:
+    """Makes all of RetinaNet or Mask R-CNN small."""
+    narrow(model)
+    model.neck.out_channels = 16
+    if 'roi_head' not in model:
+        model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
+        return
+    model.rpn_head.update(in_channels=16, feat_channels=16)
+    heads = model.roi_head
+    heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = 16
+    heads.bbox_head.update(in_channels=16, fc_out_channels=32)
+    heads.mask_head.update(in_channels=16, conv_out_channels=16)

@@ -10,14 +10,18 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense sizes',
+    'ladder dense sizes constants memory',
+    'fused.kernel',
+    'fused.attention fused.groups',
     'neighborhood windows',
+    'fused.neighborhood fused.windows',
     'native.build',
     'native.library native.operators native.chunks record',
     'native.window_kernel',
     'native.mlp native.windows',
     'deformable.coordinates',
-    'deformable.inputs deformable.reference',
+    'deformable.inputs deformable.reference deformable.tents',
+    'deformable.batched',
     'triton.tiles triton.bias',
     'triton.forward triton.tuning',
     'triton.backward',
@@ -28,7 +32,7 @@ LAYERS = [
     'deformable.backends',
     'deformable.operator',
     'deformable.dispatch',
-    'deformable native triton',
+    'deformable native fused triton',
     'flops',
     '',  # mmdat.ops itself
 ]

@@ -462,7 +462,7 @@ COCO_ERRORS = {
     'image ids repeat': (edit('images', 1, id=0), {}, r'1 image ids repeat \(0\)'),
     'annotation ids repeat': (edit('annotations', id=7), {}, r'1 annotation ids repeat \(7\)'),
     'category ids repeat': (edit('categories', id=3), {}, r'1 category ids repeat \(3\)'),
-    'category names repeat': (edit('categories', name='cat'), {}, 'category cat for class 1 .*, dog'),
+    'category names repeat': (edit('categories', name='cat'), {}, r'1 category names repeat \(cat\)'),
     'no metainfo': (
         lambda c: edit('categories', 0, name='shoe')(c) or edit('categories', 1, name='boot')(c),
         dict(metainfo=None),
@@ -491,6 +491,16 @@ COCO_ERRORS = {
     'no box': (without('annotations', 4, 'bbox'), {}, r'1 of 6 annotation entries have no bbox \(4\)'),
     'box of three': (edit('annotations', 4, bbox=[1, 2, 3]), {}, r'1 boxes are not four .* \(ids 4\)'),
     'box of NaN': (edit('annotations', 4, bbox=[1, 2, float('nan'), 3]), {}, r'not four finite .*\(ids 4\)'),
+    'all images too small': (
+        lambda c: None,
+        dict(filter_cfg=dict(min_size=32)),
+        'no image is left to train on, all are smaller than 32 pixels',
+    ),
+    'all images without objects': (
+        edit('annotations', category_id=5),
+        dict(num_classes=1, metainfo=dict(classes=('cat',)), filter_cfg=dict(filter_empty_gt=True)),
+        'no image is left to train on, all are without annotations of the classes',
+    ),
     'all boxes outside': (edit('annotations', bbox=[50, 50, 4, 4]), {}, 'all boxes lie outside'),
     'no masks': (
         without('annotations', 2, 'segmentation'),
@@ -549,9 +559,14 @@ COCO_NOTES = {
     'box outside': (edit('annotations', 4, bbox=[40, 4, 8, 8]), r'1 of 6 boxes lie outside .*\(ids 4\)'),
     'box without area': (edit('annotations', 4, bbox=[4, 4, 0, 8]), r'1 of 6 boxes .*\(ids 4\)'),
     'image not listed': (
-        edit('annotations', 4, image_id=99),
+        lambda c: c['annotations'].append(dict(c['annotations'][4], id=9, image_id=99)),
         '1 annotations are of images that the file does',
     ),
+    'image without objects': (
+        lambda c: c['annotations'].pop(),
+        r'1 of 6 images have no annotations of its classes and are left out; .*filter_empty_gt=False',
+    ),
+    'small image': (edit('images', 4, height=8), '1 of 6 images are smaller than 16 pixels and left out'),
     'missing file': (
         edit('images', 4, file_name='9.jpg'),
         r'1 of 6 files do not exist \(.*9.jpg\), training',
@@ -565,7 +580,7 @@ def test_what_is_left_out_is_noted(kind, root, capsys):
     content = coco()
     change(content)
     (root / 'coco.json').write_text(json.dumps(content))
-    check('mmdet', root)
+    check('mmdet', root, filter_cfg=dict(filter_empty_gt=True, min_size=16))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if 'note:' in line)
     assert line.startswith(f'note: train data {root}/coco.json: ')
     assert re.search(note, line)
@@ -593,7 +608,7 @@ def test_list_of_a_classifier(text, message, root):
         check('mmpretrain', root)
 
 
-def test_folders_of_a_classifier(tmp_path):
+def test_folders_of_a_classifier(tmp_path, capsys):
     for name in ('train/cat', 'train/dog', 'val/cow', 'val/dog'):
         (tmp_path / name).mkdir(parents=True)
     data = dict(type='CustomDataset', data_root=str(tmp_path))
@@ -605,11 +620,19 @@ def test_folders_of_a_classifier(tmp_path):
             val_dataloader=dict(dataset=dict(data, data_prefix='val')),
         )
     )
+    with pytest.raises(PreflightError, match=r'train: holds no images \(\.jpg, \.jpeg'):
+        check_annotations(cfg, 'train')
+    for name in ('train/cat/1.JPG', 'val/dog/1.png'):
+        (tmp_path / name).touch()
     check_annotations(cfg, 'train')
+    assert '1 of 2 classes have no images (dog)' in capsys.readouterr().out
     with pytest.raises(PreflightError, match=r'val: its folders are not those of .*train \(cat, cow\)'):
         check_annotations(cfg, 'val')
     cfg.model.head.num_classes = 1000
     with pytest.raises(PreflightError, match='has 2 classes, the head of the model 1000'):
+        check_annotations(cfg, 'train')
+    (tmp_path / 'train/.ipynb_checkpoints').mkdir()
+    with pytest.raises(PreflightError, match=r'its folder \.ipynb_checkpoints would be a class: remove it'):
         check_annotations(cfg, 'train')
 
 

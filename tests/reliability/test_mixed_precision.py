@@ -5,12 +5,12 @@ from importlib import import_module
 import pytest
 import torch
 from conftest import ROOT
-from helpers.narrow import ARCH, narrow
-from mmengine.config import Config, ConfigDict
+from helpers.narrow import ARCH, narrow_detector
+from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
-from torch.utils._pytree import tree_map_only
 
 from mmdat.backbones import DAT
+from mmdat.engine.mixed_precision import keep_boxes_in_float32
 
 BACKBONES = {
     'cvpr': dict(arch=ARCH, key_strides=(1, 1, 2, 1)),
@@ -87,45 +87,16 @@ def detector_batch(model, size: tuple[int, int]) -> dict:
     return model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), training=True)
 
 
-def small(model: ConfigDict) -> None:
-    """Makes what follows the backbone small as well."""
-    narrow(model)
-    model.neck.out_channels = 16
-    if 'roi_head' not in model:
-        model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-        return
-    model.rpn_head.update(in_channels=16, feat_channels=16)
-    heads = model.roi_head
-    heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = 16
-    heads.bbox_head.update(in_channels=16, fc_out_channels=32)
-    heads.mask_head.update(in_channels=16, conv_out_channels=16)
-
-
-def keep_in_float32(owner: torch.nn.Module, method: str) -> None:
-    """For ops of mmcv that know no other dtype on CPUs."""
-    original = getattr(owner, method)
-
-    def in_float32(*args, **options):
-        args = tree_map_only(torch.Tensor, lambda x: x.float() if x.is_floating_point() else x, args)
-        with torch.autocast('cpu', enabled=False):
-            return original(*args, **options)
-
-    setattr(owner, method, in_float32)
-
-
 @pytest.mark.parametrize('dtype', BOUNDS)
 @pytest.mark.parametrize('name', ['retinanet/dat_t_1x_coco', 'mask_rcnn/dat_pp_t_1x_coco'])
 @pytest.mark.usefixtures('default_scope')
 def test_detectors(name, dtype, trials):
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
-    small(cfg.model)
+    narrow_detector(cfg.model)
     torch.manual_seed(0)
     model = import_module('mmdet.registry').MODELS.build(cfg.model).train()
     model.init_weights()
-    if 'roi_head' in cfg.model:
-        keep_in_float32(model.rpn_head, 'predict_by_feat')  # non-maximum suppression
-        keep_in_float32(model.roi_head.bbox_roi_extractor, 'forward')
-        keep_in_float32(model.roi_head.mask_roi_extractor, 'forward')
+    keep_boxes_in_float32(model)
     for size in trials([(160, 224)], [(160, 224), (800, 1216)]):
         totals = []
         for enabled in (False, True):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA, ROOT
+from helpers.narrow import narrow
 from helpers.predictors import CONFIGS, save_random, small_config, write_image
+from mmengine.config import Config
 
 from mmdat.apis import inference, init_model
 
@@ -176,6 +178,20 @@ def test_top_k(folder, infer):
     assert code == 0, output
     assert len(entries[0]['predictions']) == 3
     assert len(infer('classifier', 'a.jpg', '--top-k', '30')[2][0]['predictions']) == 5
+
+
+def test_configs_that_follow_the_data_take_the_classes_of_the_checkpoint(folder, run_here):
+    """Without the data, and without the config that the training left."""
+    cfg = Config.fromfile(ROOT / 'configs/custom/classifier_dat_t_folders.py')
+    narrow(cfg.model)
+    cfg.dump(folder / 'config.py')
+    cfg.model.head.num_classes = 3
+    checkpoint = save_random(cfg, folder / 'c.pth', dataset_meta=dict(classes=['ash', 'beech', 'oak']))
+    write_image(folder / 'a.jpg')
+    code, output = run_here('infer.py', 'config.py', checkpoint, 'a.jpg', '--out', 'out', '--device', 'cpu')
+    assert code == 0, output
+    (entry,) = json.loads((folder / 'out/predictions.json').read_text())
+    assert {guess['name'] for guess in entry['predictions']} == {'ash', 'beech', 'oak'}
 
 
 def test_an_interrupted_run_loses_nothing(folder, infer, monkeypatch):

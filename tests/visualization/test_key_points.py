@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from mmdat.ops.deformable import reference_points
 from mmdat.visualization import draw_key_points, to_image
-from mmdat.visualization.key_points import GREY, ORANGE, YELLOW
+from mmdat.visualization.drawing import GREY
+from mmdat.visualization.key_points import ORANGE, YELLOW
+
+
+def bgr(colour):
+    return [round(255 * channel) for channel in to_rgb(colour)][::-1]
 
 
 @pytest.mark.parametrize(
@@ -38,8 +44,8 @@ def test_points_are_drawn_where_they_lie():
     locations[1, 1, 2] = torch.tensor([1.0, -1.0])
     picture = draw_key_points(image, locations, (7, 10), 16)
     assert picture.shape == image.shape
-    assert picture[8, 152].tolist() == list(ORANGE)
-    assert picture[104, 8].tolist() == list(YELLOW)
+    assert picture[8, 152].tolist() == bgr(ORANGE)
+    assert picture[104, 8].tolist() == bgr(YELLOW)
     assert picture[4, 80].tolist() == [65] * 3  # dimmed, and nothing else
     assert (image == 100).all()
 
@@ -49,10 +55,10 @@ def test_points_without_offset_hide_their_references(coordinates):
     image = np.zeros((112, 160, 3), np.uint8)
     locations = reference_points(3, 4, coordinates)[None]
     picture = draw_key_points(image, locations, (7, 10), 16, coordinates=coordinates)
-    assert (picture == ORANGE).all(axis=-1).any()
-    assert not (picture == GREY).all(axis=-1).any()
+    assert (picture == bgr(ORANGE)).all(axis=-1).any()
+    assert not (picture == bgr(GREY)).all(axis=-1).any()
     moved = draw_key_points(image, locations - 0.5, (7, 10), 16, coordinates=coordinates)
-    assert (moved == GREY).all(axis=-1).any()
+    assert (moved == bgr(GREY)).all(axis=-1).any()
 
 
 def test_padding_is_not_drawn_upon():

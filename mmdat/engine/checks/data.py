@@ -21,6 +21,12 @@ from ..data_guard import MAX_BROKEN_IMAGES, labels_beyond, no_label_map, tolerat
 from ..errors import PreflightError
 
 _SAMPLE = 50  # label maps that are read
+_IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.ppm', '.webp')
+_OF_MMPRETRAIN = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+_PLACES = (
+    'the settings at the top of the config say where data are, `--cfg-options data_root=DIR` names their '
+    'folder'
+)
 _HEADS = (
     'head',
     'bbox_head',
@@ -46,7 +52,7 @@ def check_annotations(cfg: Config, split: str) -> None:
         PreflightError: With the first thing that cannot work.
     """
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        for config in _configs(cfg, split):
+        for config in data_set_configs(cfg, split):
             cls = config['type']
             if isinstance(cls, str):
                 with DATASETS.switch_scope_and_registry(None) as registry:
@@ -59,8 +65,8 @@ def check_annotations(cfg: Config, split: str) -> None:
                 _CHECKS[kind](_DataSet(cfg, split, config, config.get('classes') or metainfo.get('classes')))
 
 
-def _configs(cfg: Config, split: str) -> Iterator[dict]:
-    """The data sets of a split, inside their wrappers."""
+def data_set_configs(cfg: Config, split: str) -> Iterator[dict]:
+    """The settings of the data sets of a split, inside their wrappers."""
     nodes = [(cfg.get(f'{split}_dataloader') or {}).get('dataset')]
     while nodes:
         node = nodes.pop(0)
@@ -69,6 +75,17 @@ def _configs(cfg: Config, split: str) -> Iterator[dict]:
             nodes += inner if isinstance(inner, list | tuple) else [inner]
         elif isinstance(node, dict) and 'type' in node:
             yield node
+
+
+def heads(model: dict) -> Iterator[tuple[str, dict]]:
+    """Name and settings of each head that tells the classes apart; cascades have several of one name."""
+    for name in _HEADS:
+        found = model
+        for key in name.split('.'):
+            found = found.get(key) or {}
+        for head in found if isinstance(found, list | tuple) else [found]:
+            if head:
+                yield name, head
 
 
 def _reads_as(cls: type, base: type) -> bool:
@@ -101,16 +118,12 @@ class _DataSet:
         raise PreflightError(f'{self.split} data {name or self.ann_file or self.path()}: {what}')
 
     def check_number_of_classes(self, number: int) -> None:
-        for name in _HEADS:
-            heads = self.model
-            for key in name.split('.'):
-                heads = heads.get(key) or {}
-            for head in heads if isinstance(heads, list | tuple) else [heads]:
-                if head.get('num_classes', number) != number:
-                    self.fail(
-                        f'has {number} classes, the {name} of the model {head["num_classes"]}: '
-                        f'set num_classes={number} there, or the classes in metainfo of the data set'
-                    )
+        for name, head in heads(self.model):
+            if head.get('num_classes', number) != number:
+                self.fail(
+                    f'has {number} classes, the {name} of the model {head["num_classes"]}: '
+                    f'set num_classes={number} there, or the classes in metainfo of the data set'
+                )
 
     def check_files(self, paths: list[str]) -> None:
         """Finds those that are missing. Lists folders, because asking for each file takes minutes."""
@@ -135,6 +148,33 @@ class _DataSet:
             print_log(f'note: {self.split} data {self.ann_file or self.path()}: {what}')
 
 
+def read_categories(cfg: Config, split: str) -> list[str]:
+    """Names of the categories in the annotation file of COCO data, in the order in which mmdet numbers them.
+
+    Raises:
+        PreflightError: If the file is missing or cannot be read.
+    """
+    data = _first_data_set(cfg, split)
+    if data.ann_file is None or not osp.isfile(data.ann_file):
+        data.fail(f'the annotation file does not exist: {_PLACES}')
+    categories = _read_json(data).get('categories') or []
+    _check_keys(data, 'category', categories, ('id', 'name'))
+    _check_names(data, [category['name'] for category in categories])
+    if not categories:
+        data.fail('lists no categories: is it the right file?')
+    return [str(category['name']) for category in categories]
+
+
+def _first_data_set(cfg: Config, split: str) -> '_DataSet':
+    return _DataSet(cfg, split, next(data_set_configs(cfg, split), {}), None)
+
+
+def _check_names(data: _DataSet, names: list[str]) -> None:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        data.fail(f'{len(repeated)} category names repeat ({_first(repeated)}): each needs its own')
+
+
 def _check_coco(data: _DataSet) -> None:
     if data.ann_file is None or '://' in data.ann_file:
         return
@@ -149,11 +189,14 @@ def _check_coco(data: _DataSet) -> None:
         data.fail('names no images: is it the right file?')
     _check_keys(data, 'image', images, ('id', 'file_name', 'height', 'width'))
     _check_keys(data, 'category', categories, ('id', 'name'))
+    _check_names(data, [category['name'] for category in categories])
     _check_categories(data, [category['name'] for category in categories])
     if annotations:
         _check_annotations(data, images, annotations, categories)
     elif data.is_training:
         data.fail('has images, but no annotations to learn from')
+    if data.is_training:
+        _check_filter(data, images, annotations, categories)
     data.check_files([data.path(prefix['img'], image['file_name']) for image in images])
 
 
@@ -199,11 +242,15 @@ def _check_categories(data: _DataSet, names: list[str]) -> None:
     known = [name for name in names if name in data.classes]
     unknown = [name for name in names if name not in data.classes]
     absent = [name for name in data.classes if name not in names]
-    mend = 'name the classes as the file does, metainfo=dict(classes=(...)) of the data set'
+    where = 'metainfo=dict(classes=(...)) of the data set'
+    number = ', and set num_classes of the model'
+    if 'data_format' in data.cfg:  # all follow from one setting
+        where, number = '`--cfg-options classes=NAME,NAME`', ''
+    mend = f'name the classes as the file does, {where}'
     if not known or (unknown and absent):
         data.fail(
             f'its categories ({_first(unknown) or "none"}) are not the classes of the data set '
-            f'({_first(absent)}): {mend}, and set num_classes of the model'
+            f'({_first(absent)}): {mend}{number}'
         )
     if known != data.classes[: len(known)]:
         wrong = next(i for i, (name, class_) in enumerate(zip(known, data.classes)) if name != class_)
@@ -259,6 +306,28 @@ def _check_annotations(data: _DataSet, images: list, annotations: list, categori
         _check_masks(data, [placed[i] for i in np.flatnonzero(wanted)], sizes)
 
 
+def _check_filter(data: _DataSet, images: list, annotations: list, categories: list) -> None:
+    """mmdet leaves out images that are too small or, as its configs have it, without any annotation."""
+    settings = data.config.get('filter_cfg') or {}
+    least = settings.get('min_size', 0)
+    large = [image for image in images if min(image['height'], image['width']) >= least]
+    used = {category['id'] for category in categories if category['name'] in data.classes}
+    annotated = {a['image_id'] for a in annotations if a['category_id'] in used}
+    kept = [image for image in large if image['id'] in annotated or not settings.get('filter_empty_gt')]
+    if not kept:
+        why = f'smaller than {least} pixels' if not large else 'without annotations of the classes'
+        data.fail(f'no image is left to train on, all are {why}: see filter_cfg of the data set')
+    if len(large) < len(images):
+        data.note(
+            f'{len(images) - len(large)} of {len(images)} images are smaller than {least} pixels and left out'
+        )
+    if len(kept) < len(large):
+        data.note(
+            f'{len(large) - len(kept)} of {len(images)} images have no annotations of its classes and are '
+            'left out; with filter_cfg.filter_empty_gt=False of the data set they teach what is background'
+        )
+
+
 def _check_masks(data: _DataSet, annotations: list[dict], sizes: dict[Any, tuple[int, int]]) -> None:
     lacking = [a['id'] for a in annotations if not a.get('segmentation')]
     if lacking:
@@ -270,6 +339,48 @@ def _check_masks(data: _DataSet, annotations: list[dict], sizes: dict[Any, tuple
     other = [a['id'] for a in runs if tuple(a['segmentation'].get('size', ())) != sizes[a['image_id']]]
     if other:
         data.fail(f'{len(other)} masks are not of the size of their images (ids {_first(other)})')
+
+
+def read_class_names(cfg: Config, split: str) -> list[str]:
+    """The names of a segmentor's classes in the order of their labels, a line each in `classes.txt`.
+
+    Raises:
+        PreflightError: If there is no such file, or nothing in it.
+    """
+    path = _first_data_set(cfg, split).path('classes.txt')
+    try:
+        with open(path, encoding='utf-8') as file:
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise PreflightError(
+            f'{path} cannot be read ({getattr(error, "strerror", error)}): write the names of the classes '
+            'into it, a line each in the order of their labels, or state them by `--cfg-options '
+            f'classes=NAME,NAME`; {_PLACES}'
+        ) from error
+    if not names or len(set(names)) < len(names):
+        raise PreflightError(f'{path} must name each class once, a line each, got {len(names)} names')
+    return names
+
+
+def find_suffix(cfg: Config, split: str, config: dict) -> str:
+    """The suffix of the images of a segmentor's data set; mmsegmentation reads those of one suffix.
+
+    Raises:
+        PreflightError: If there are images of several.
+    """
+    data = _DataSet(cfg, split, config, None)
+    folder = data.path((config.get('data_prefix') or {}).get('img_path') or '')
+    names = [name for _, _, files in os.walk(folder) for name in files if name[0] != '.']
+    suffixes = Counter(osp.splitext(name)[1] for name in names)
+    found = [suffix for suffix in suffixes if suffix.lower() in _IMAGES]
+    if len(found) > 1:
+        counts = ', '.join(f'{suffixes[suffix]} *{suffix}' for suffix in found)
+        data.fail(
+            f'its images have several suffixes ({counts}), and mmsegmentation reads one: convert the others, '
+            'or choose one by `--cfg-options image_suffix=...`',
+            folder,
+        )
+    return found[0] if found else _IMAGES[0]
 
 
 def _check_segmentation(data: _DataSet) -> None:
@@ -358,14 +469,39 @@ def _images_and_list(data: _DataSet) -> tuple[str, str]:
     return data.path(prefix), data.ann_file or data.path('meta', f'{split}.txt')
 
 
+def read_class_folders(cfg: Config, split: str) -> list[str]:
+    """Names of the folders of a classifier's images, in the order in which mmpretrain numbers them.
+
+    Raises:
+        PreflightError: If there are none.
+    """
+    data = _first_data_set(cfg, split)
+    folder, _ = _images_and_list(data)
+    if not osp.isdir(folder):
+        data.fail(f'the folder does not exist: {_PLACES}', folder)
+    if not (names := _folders(folder)):
+        data.fail('has no folders, where each class needs one with its images', folder)
+    return names
+
+
 def _check_class_folders(data: _DataSet, folder: str) -> None:
     """mmpretrain numbers the folders by the alphabet, whatever the training had."""
     classes = _folders(folder)
+    if hidden := [name for name in classes if name.startswith('.')]:
+        data.fail(f'its folder {hidden[0]} would be a class: remove it', folder)
     if data.classes and len(data.classes) != len(classes):
         data.fail(f'has {len(classes)} folders, and the data set {len(data.classes)} classes', folder)
     data.check_number_of_classes(len(classes))
+    if 'data_format' in data.cfg and data.classes and data.classes != classes:
+        other = next(pair for pair in zip(classes, data.classes) if pair[0] != pair[1])
+        data.fail(
+            f'its folder {other[0]} would be class {other[1]} of the model: give it the folders that the '
+            'model was trained with, and state classes in the order of the alphabet, or not at all',
+            folder,
+        )
+    _check_class_images(data, folder, classes)
     if data.split == 'val':
-        for config in _configs(data.cfg, 'train'):
+        for config in data_set_configs(data.cfg, 'train'):
             trained, listed = _images_and_list(_DataSet(data.cfg, 'train', config, None))
             if osp.isdir(trained) and not osp.isfile(listed) and _folders(trained) != classes:
                 other = sorted(set(classes) ^ set(_folders(trained)))
@@ -374,6 +510,19 @@ def _check_class_folders(data: _DataSet, folder: str) -> None:
                     'stand for other classes: give both the same folders',
                     folder,
                 )
+
+
+def _check_class_images(data: _DataSet, folder: str, classes: list[str]) -> None:
+    suffixes = tuple(suffix.lower() for suffix in data.config.get('extensions', _OF_MMPRETRAIN))
+    empty = [name for name in classes if not _has_file(osp.join(folder, name), suffixes)]
+    if len(empty) == len(classes):
+        data.fail(f'holds no images ({", ".join(suffixes)})', folder)
+    if empty:
+        data.note(f'{len(empty)} of {len(classes)} classes have no images ({_first(empty)})')
+
+
+def _has_file(folder: str, suffixes: tuple[str, ...]) -> bool:
+    return any(name.lower().endswith(suffixes) for _, _, files in os.walk(folder) for name in files)
 
 
 def _folders(folder: str) -> list[str]:

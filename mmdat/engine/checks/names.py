@@ -28,18 +28,23 @@ _ARGUMENTS = {*inspect.signature(Runner).parameters, *inspect.signature(Flexible
 TOP_LEVEL = sorted({*_READ, *_ARGUMENTS})
 
 
-def check_top_level(names: Iterable[str]) -> None:
+def check_top_level(names: Iterable[str], settings: Iterable[str] = ()) -> None:
     """Refuses names at the top level of a config that look like misspellings of those which are read.
 
     Others are the user's variables, and so are all that start with an underscore.
 
+    Args:
+        names: Of the config.
+        settings: Names that are read besides.
+
     Raises:
         PreflightError: With the name and what was probably meant.
     """
+    known = [*TOP_LEVEL, *settings]
     for name in names:
-        if name in TOP_LEVEL or name.startswith('_'):
+        if name in known or name.startswith('_'):
             continue
-        if meant := find_slip(name, TOP_LEVEL):
+        if meant := find_slip(name, known):
             raise PreflightError(
                 f'nothing reads {name!r} at the top level of the config, did you mean {meant!r}? '
                 '(to a variable of your own give another name, or one that starts with an underscore)'
