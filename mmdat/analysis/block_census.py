@@ -9,7 +9,10 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ..backbones.dat import DAT
-from .census import GIB, MIB, Counts, Report, count_module
+from .census import GIB, MIB, Census, Counts, Report, autocast, fake
+from .cuda_kernels import tensors
+from .extensions import follow_own_operators
+from .fake_cuda import DEVICE, in_own_process, prepare_process
 from .tables import markdown_table
 
 
@@ -67,6 +70,51 @@ def blocks_to_markdown(model: DAT, size: tuple[int, int], batch: int, amp: torch
         'waits and copies',
     )
     return markdown_table(columns, rows)
+
+
+def count_module(
+    module: nn.Module, shape: tuple[int, ...], amp: torch.dtype | None = None, backward: bool = True
+) -> Report:
+    """The census of a module on an input of float32 that has a gradient.
+
+    The module may live anywhere; what is counted is a copy of it on the fake device, in its second step: what
+    it keeps from the first, because it depends on sizes alone, is there already.
+
+    Args:
+        module: Takes one tensor, returns one or several.
+        shape: Of the input.
+        amp: Dtype of autocast, or `None` for none.
+        backward: Whether to count a training step, or else a forward pass.
+
+    Returns:
+        With the parts `'forward'` and `'backward'`. The peak counts weights, gradients and the input too.
+    """
+    return in_own_process(_count_module, module, shape, amp, backward)
+
+
+def _count_module(module, shape, amp, backward) -> Report:
+    prepare_process()
+    with Census() as census:
+        follow_own_operators(census)
+        with census.part('weights'):
+            module = fake(module).train(backward)
+        with census.part('input'):
+            x = torch.empty(shape, device=DEVICE, requires_grad=backward)
+        with census.part('constants'), torch.no_grad(), autocast(amp):
+            module(x)
+        census.forget_peak()
+        with torch.set_grad_enabled(backward):
+            with census.part('forward'), autocast(amp):
+                outs = module(x)
+            if backward:
+                with census.part('gradients of the output'):
+                    outs = [out for out in tensors(outs) if out.requires_grad]
+                    grads = [torch.empty_like(out) for out in outs]
+                with census.part('backward'):
+                    torch.autograd.backward(outs, grads)
+    for name in ('weights', 'input', 'constants'):
+        census.report.parts.pop(name)
+    return census.report
 
 
 def name_of(amp: torch.dtype | None) -> str:

@@ -6,15 +6,20 @@ is timed: a census compares two ways to compute the same, and says what fits int
 
 import weakref
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from traceback import extract_stack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from . import cuda_kernels
-from .fake_cuda import DEVICE, FakeCuda, in_own_process, prepare_process
+from .fake_cuda import DEVICE, FakeCuda
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -68,6 +73,9 @@ class Report:
 class Census(FakeCuda):
     """Counts what is computed on CUDA inside, without a GPU. Only after `prepare_process`.
 
+    `followed` has operators whose inside is to be counted, each with a function that computes, on the device,
+    what the operator does, from its arguments and what it returned.
+
     The peak counts storages from the operator that makes them to their last reference, rounded as PyTorch's
     caching allocator rounds them; it has no fragmentation, no CUDA context and no libraries' workspaces.
     """
@@ -79,31 +87,57 @@ class Census(FakeCuda):
         self._live_by_part = Counter()
         self._storages = weakref.WeakSet()
         self._part = ''
+        self._known = {}
+        self.followed: dict[OpOverloadPacket, Callable[[tuple, Any], None]] = {}
 
     @contextmanager
     def part(self, name: str):
         """Counts what is done inside as a part of its own."""
-        before, self._part = self._part, name
-        self.report.parts.setdefault(name, Counts())
-        self.report.kept.setdefault(name, self._live)
+        before = self._part
+        self.begin(name)
         try:
             yield
         finally:
             self._part = before
 
+    def begin(self, name: str) -> None:
+        """Counts what follows as another part, until the part that contains it ends."""
+        self._part = name
+        self.report.parts.setdefault(name, Counts())
+        self.report.kept.setdefault(name, self._live)
+
+    def forget_peak(self) -> None:
+        """Looks for the peak from now on."""
+        self.report.peak = 0
+
+    def launch(self, name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Counts a kernel that PyTorch does not know."""
+        for tensor in (*read, *written):
+            self._keep(tensor)
+        counts = self._counts()
+        counts.kernels[name] += 1
+        counts.moved += sum(cuda_kernels.nbytes(t) for t in {id(t): t for t in (*read, *written)}.values())
+
+    def operate(self, func, args: tuple, kwargs: dict):
+        """What an operator returns."""
+        return super().compute(func, args, kwargs)
+
     def compute(self, func, args: tuple, kwargs: dict):
-        out = func(*args, **kwargs)
+        out = self.operate(func, args, kwargs)
         call = cuda_kernels.Call.of(func, args, kwargs, out)
         inputs, outputs = call.inputs(), call.outputs()
         for tensor in (*inputs, *outputs):
             self._keep(tensor)
         if self._part and any(map(_on_device, (*inputs, *outputs))):
-            self._count(call, inputs, outputs)
+            if function := self.followed.get(func.overloadpacket):
+                self._follow(function, call)
+            else:
+                self._count(call, inputs, outputs)
         return out
 
-    def _count(self, call: cuda_kernels.Call, inputs: list[Tensor], outputs: list[Tensor]):
-        counts, name = self.report.parts[self._part], str(call.func).removeprefix('aten.')
-        if not all(map(_on_device, (*outputs, *(t for t in inputs if t.ndim)))) and _copies(call.func):
+    def _count(self, call: cuda_kernels.Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        counts, name = self._counts(), str(call.func).removeprefix('aten.')
+        if _copies(call.func) and not all(map(_on_device, (*outputs, *(t for t in inputs if t.ndim)))):
             counts.copies[f'{_place()}: {name}'] += 1
             if not _on_device(outputs[0]):
                 counts.waits[f'{_place()}: {name}'] += 1
@@ -115,6 +149,32 @@ class Census(FakeCuda):
             counts.kernels[name] += kernels
             counts.moved += cuda_kernels.count_bytes(call, _on_device) + extra
             self._note_peak(scratch)
+
+    def _follow(self, function: Callable[[tuple, Any], None], call: cuda_kernels.Call) -> None:
+        """Counts what an operator does inside, once for all calls with the same shapes."""
+        key = call.func, str(tree_map_only(Tensor, _layout, call.args))
+        if key not in self._known:
+            part, report, live = self._part, self.report, self._live
+            self.report = Report()
+            with self.part('inside'), torch.no_grad(), self._resumed():
+                function(tuple(call.args.values()), call.out)
+            inside, self.report, self._part = self.report, report, part
+            self._known[key] = inside.parts['inside'], max(inside.peak - live, 0)
+        counts, scratch = self._known[key]
+        self.report.parts[self._part] += counts
+        self._note_peak(scratch)
+
+    @contextmanager
+    def _resumed(self):
+        """Follows operators again, inside the computation of one."""
+        TorchDispatchMode.__enter__(self)
+        try:
+            yield
+        finally:
+            TorchDispatchMode.__exit__(self, None, None, None)
+
+    def _counts(self) -> Counts:
+        return self.report.parts[self._part]
 
     def _keep(self, tensor: Tensor):
         if not _on_device(tensor):
@@ -145,50 +205,11 @@ def round_size(size: int) -> int:
     return -(-size // unit) * unit
 
 
-def count_module(
-    module: nn.Module, shape: tuple[int, ...], amp: torch.dtype | None = None, backward: bool = True
-) -> Report:
-    """The census of a module on an input of float32 that has a gradient.
-
-    The module may live anywhere; what is counted is a copy of it on the fake device.
-
-    Args:
-        module: Takes one tensor, returns one or several.
-        shape: Of the input.
-        amp: Dtype of autocast, or `None` for none.
-        backward: Whether to count a training step, or else a forward pass.
-
-    Returns:
-        With the parts `'forward'` and `'backward'`. The peak counts weights, gradients and the input too.
-    """
-    return in_own_process(_count_module, module, shape, amp, backward)
-
-
-def _count_module(module, shape, amp, backward) -> Report:
-    prepare_process()
-    with Census() as census:
-        with census.part('weights'):
-            module = _fake(module).train(backward)
-        with census.part('input'):
-            x = torch.empty(shape, device=DEVICE, requires_grad=backward)
-        with torch.set_grad_enabled(backward):
-            with census.part('forward'), autocast(amp):
-                outs = module(x)
-            if backward:
-                with census.part('gradients of the output'):
-                    outs = [out for out in cuda_kernels.tensors(outs) if out.requires_grad]
-                    grads = [torch.empty_like(out) for out in outs]
-                with census.part('backward'):
-                    torch.autograd.backward(outs, grads)
-    census.report.parts.pop('weights')
-    return census.report
-
-
 def autocast(dtype: torch.dtype | None):
     return nullcontext() if dtype is None else torch.autocast('cuda', dtype=dtype)
 
 
-def _fake(module: nn.Module) -> nn.Module:
+def fake(module: nn.Module) -> nn.Module:
     """A module with the same layers on the fake device, without numbers."""
     return module._apply(
         lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=DEVICE).requires_grad_(
@@ -199,6 +220,10 @@ def _fake(module: nn.Module) -> nn.Module:
 
 def _on_device(x: Tensor) -> bool:
     return x.device.type == 'cuda'
+
+
+def _layout(x: Tensor) -> tuple:
+    return x.shape, x.stride(), x.dtype, x.device
 
 
 def _copies(func) -> bool:

@@ -70,7 +70,7 @@ def count_bytes(call: Call, on_device: Callable[[Tensor], bool]) -> int:
 def cost(call: Call) -> Cost:
     """What an operator costs on CUDA that is one there, beside the bytes of `count_bytes`."""
     name = _name(call.func)
-    if call.func.is_view or name in _NO_KERNEL or not any(t.numel() for t in call.outputs()):
+    if call.func.is_view or name in _NO_KERNEL or not any(t.numel() for t in call.outputs() or call.inputs()):
         return Cost(0)
     rule = _RULES.get(name, 1)
     kernels, extra, scratch = rule(call) if callable(rule) else Cost(rule)
@@ -238,9 +238,9 @@ def _flash_attention_backward(call: Call) -> Cost:
 
 
 def _efficient_attention_backward(call: Call) -> Cost:
-    """The rows' sums of output times gradient are made first."""
+    """In half precision the queries' gradient is summed up in float32, set to zero before."""
     q = call.args['query']
-    return Cost(2, 2 * nbytes(q), 4 * q.numel() // q.shape[-1])
+    return Cost(1) if q.dtype == torch.float32 else Cost(2, 8 * q.numel(), 4 * q.numel())
 
 
 def _foreach(call: Call) -> Cost:

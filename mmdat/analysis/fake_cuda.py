@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -60,6 +61,7 @@ def prepare_process() -> None:
     _setup_privateuseone_for_python_backend('fake_accelerator')
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
+    fake_tensor.init_gpu_context = lambda device: None
     library = torch.library.Library('aten', 'IMPL')
     library.impl('scaled_dot_product_attention', _attend, 'AutogradCUDA')
     library.impl('cudnn_grid_sampler', _cudnn_grid_sampler, 'Meta')
@@ -76,7 +78,7 @@ class FakeCuda(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.fake_mode = FakeTensorMode(allow_fallback_kernels=False)
+        self.fake_mode = FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
 
     def __enter__(self):
         self.fake_mode.__enter__()
@@ -99,6 +101,10 @@ class FakeCuda(TorchDispatchMode):
 
     def compute(self, func, args: tuple, kwargs: dict) -> Any:
         """An operator, for subclasses that follow the operators."""
+        if func is _ATEN._to_copy.default and args[0].device != DEVICE == kwargs.get('device'):
+            # a tensor with numbers would be looked at, where it lies, and copied to a card
+            x, dtype = args[0], kwargs.get('dtype') or args[0].dtype
+            return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=DEVICE)
         return func(*args, **kwargs)
 
 

@@ -1,0 +1,58 @@
+"""Operators that PyTorch does not know from inside, on fake CUDA tensors: this project's, and MMCV's."""
+
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..ops.deformable.backends import BACKENDS
+from ..ops.deformable.inputs import Inputs
+from .census import Census
+
+
+def follow_own_operators(census: Census) -> None:
+    """Lets a census count what the backends of deformable attention do inside."""
+    for name, backend in BACKENDS.items():
+
+        def forward(args: tuple, outs: tuple, backend=backend) -> None:
+            backend.forward(Inputs(*args), *outs)
+
+        def backward(args: tuple, grads: tuple, backend=backend) -> None:
+            grad_out, out, lse, *inputs = args
+            backend.backward(Inputs(*inputs), grad_out.to(out.dtype), out, lse, grads)
+
+        census.followed[getattr(torch.ops.mmdat, f'deformable_attention_{name}')] = forward
+        census.followed[getattr(torch.ops.mmdat, f'deformable_attention_{name}_backward')] = backward
+
+
+def follow_mmcv(census: Census) -> None:
+    """Lets a census count MMCV's compiled operators, in this process from now on."""
+
+    def fills(*written: int):
+        """A kernel that fills these arguments."""
+
+        def function(*tensors: Tensor, **settings: Any) -> None:
+            census.launch('mmcv', tensors, [tensors[i] for i in written])
+
+        return function
+
+    def suppress(boxes: Tensor, scores: Tensor, **settings: Any) -> Tensor:
+        """Boxes are sorted, each pair is compared, and the host reads how many stay: here all."""
+        count = len(boxes)
+        order = scores.sort(descending=True)[1]
+        census.launch('mmcv', [boxes, order], [boxes.new_empty(count, -(-count // 64), dtype=torch.int64)])
+        return order[torch.ones_like(scores, dtype=torch.bool)]
+
+    functions = {
+        'roi_align': dict(roi_align_forward=fills(2), roi_align_backward=fills(4)),
+        'focal_loss': dict(sigmoid_focal_loss_forward=fills(3), sigmoid_focal_loss_backward=fills(3)),
+        'nms': dict(nms=suppress),
+    }
+    for name, compiled in functions.items():
+        import_module(f'mmcv.ops.{name}').ext_module = SimpleNamespace(**compiled)
+    # what the host makes of numbers that it has copied
+    FakeTensor.numpy = lambda self: np.zeros(self.shape, str(self.dtype).removeprefix('torch.'))
