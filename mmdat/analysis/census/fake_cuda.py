@@ -1,14 +1,11 @@
-"""Training steps on a GPU that is not there: shapes, dtypes, devices and lifetimes are CUDA's, numbers are none.
+"""Training steps on a GPU that is not there: tensors without numbers that behave as CUDA's do.
 
-PyTorch's fake tensors say that they are on CUDA without a driver, but their backward pass looks for the
-card's streams, autocast switches itself off, and fused attention is not chosen. What is put right here holds
-for the whole process and cannot be undone, so `in_own_process` computes in a process of its own.
+PyTorch's fake tensors say that they are on CUDA, and need no driver for it. But their backward pass looks for
+the card's streams, autocast switches itself off, and fused attention is not chosen. What puts this right
+holds for the whole process and cannot be undone, so a census has a process of its own (`processes.py`).
 """
 
-import multiprocessing
 import sys
-import traceback
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -22,34 +19,6 @@ from torch.utils._pytree import tree_map_only
 DEVICE = torch.device('cuda', 0)
 _ATEN = torch.ops.aten
 _CPU = torch.device('cpu')
-
-
-def in_own_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `function` returns, which must be picklable, computed in a child of this process.
-
-    Raises:
-        RuntimeError: If the function failed, with its traceback.
-    """
-    context = multiprocessing.get_context('fork')
-    receiver, sender = context.Pipe(duplex=False)
-
-    def work():
-        try:
-            sender.send((function(*args, **kwargs), None))
-        except BaseException:
-            sender.send((None, traceback.format_exc()))
-
-    process = context.Process(target=work)
-    process.start()
-    sender.close()
-    try:
-        result, error = receiver.recv()
-    except EOFError:
-        result, error = None, 'the process ended without an answer'
-    process.join()
-    if error is not None:
-        raise RuntimeError(f'{function.__name__} failed:\n{error}')
-    return result
 
 
 @cache
@@ -165,7 +134,7 @@ def _attend(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
 
 
 def _aligned(mask: Tensor, alignment: int = 16) -> Tensor:
-    """A mask whose rows start at multiples of `alignment` numbers, which the memory-efficient kernel needs."""
+    """A mask whose rows start at multiples of `alignment` numbers, as the memory-efficient kernel needs."""
     if mask.stride(-1) == 1 and all(stride % alignment == 0 for stride in mask.stride()[:-1]):
         return mask
     size = mask.shape[-1]

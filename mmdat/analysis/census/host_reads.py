@@ -1,8 +1,8 @@
 """What the host reads of the device in the heads' losses, where there are no numbers: it is assumed.
 
-The heads of MMDetection and MMSegmentation ask for values (`if mask.any()`) and choose by them (`nonzero`), so
-shapes depend on numbers. Here every number that is read is 1 or true, and what is chosen is as much as the
-samplers take: `_CHOSEN` says how much where. A mask chooses the same number whenever it is asked.
+The heads of MMDetection and MMSegmentation ask for values (`if mask.any()`) and choose by them (`nonzero`),
+so shapes depend on numbers. Here every number that is read is 1 or true, and as many are chosen as samplers
+take: `_CHOSEN` says how many where. A mask chooses the same number whenever it is asked.
 """
 
 import sys
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverloadPacket
 
-from .census import Census
+from .counting import Census
 
 POSITIVES_OF_A_BOX = 10  # anchors or proposals that are assigned to it
 _ATEN = torch.ops.aten

@@ -13,11 +13,12 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from .canvases import batch_size, usual_canvas
-from .census import Report, autocast, fake
-from .cuda_kernels import tensors
+from .counting import Report, autocast, fake
 from .extensions import follow_mmcv, follow_own_operators
-from .fake_cuda import DEVICE, in_own_process, prepare_process
+from .fake_cuda import DEVICE, prepare_process
 from .host_reads import CensusOfLosses
+from .kernels import tensors
+from .processes import in_own_process
 
 BOXES = 20  # in each image
 
@@ -31,8 +32,11 @@ def count_training_step(
 ) -> Report:
     """The census of a training step of a config on a GPU that is not there.
 
-    Backbone, neck and heads are computed as they are, with their gradients. In the losses, what depends on
-    numbers is assumed, see `host_reads.py`.
+    Backbone, neck, heads and losses are computed as they are, with their gradients. What depends on numbers
+    in the losses is assumed, see `host_reads.py`.
+
+    The peak counts weights, gradients, the optimiser's state, and the buckets in which
+    DistributedDataParallel collects gradients; what several processes say to each other is not counted.
 
     Args:
         cfg: Config of mmdet, mmseg or mmpretrain.
@@ -45,19 +49,20 @@ def count_training_step(
         With the parts `'backbone'`, `'neck and heads'`, `'backward of neck and heads'`, `'backward of the
         backbone'` and `'update'`.
     """
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        with torch.device('meta'):
-            model = MODELS.build({**cfg.model, 'init_cfg': None})
-        size, batch = size or usual_canvas(cfg), batch or batch_size(cfg)
-        return in_own_process(_count_training_step, cfg, model, size, batch, amp, boxes)
+    return in_own_process(
+        count_in_this_process, cfg, size or usual_canvas(cfg), batch or batch_size(cfg), amp, boxes
+    )
 
 
-def _count_training_step(
-    cfg: Config, model: nn.Module, size: tuple[int, int], batch: int, amp: torch.dtype | None, boxes: int
+def count_in_this_process(
+    cfg: Config, size: tuple[int, int], batch: int, amp: torch.dtype | None, boxes: int
 ) -> Report:
+    """The same, where nothing else is done in this process before or after."""
     prepare_process()
     logging.disable(logging.INFO)  # MMEngine says what it decided for each weight
-    with CensusOfLosses() as census:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        model = MODELS.build({**cfg.model, 'init_cfg': None})
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), CensusOfLosses() as census:
         follow_own_operators(census)
         follow_mmcv(census)
         with census.part('weights'):
@@ -65,6 +70,9 @@ def _count_training_step(
         with census.part('optimiser state'):
             optimizer = build_optim_wrapper(model, _without_amp(cfg.optim_wrapper)).optimizer
             _fill_state(optimizer)
+        with census.part('buckets'):
+            size_of_gradients = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            _buckets = torch.empty(size_of_gradients, device=DEVICE)
         with census.part('input'):
             images = torch.empty(batch, 3, *size, device=DEVICE)
             samples = [_SAMPLES[cfg.default_scope](cfg, size, boxes) for _ in range(batch)]
@@ -80,7 +88,7 @@ def _count_training_step(
             loss.backward()
         with census.part('update'):
             optimizer.step()
-    for name in ('weights', 'optimiser state', 'input', 'constants'):
+    for name in ('weights', 'optimiser state', 'buckets', 'input', 'constants'):
         census.report.parts.pop(name)
     return census.report
 

@@ -1,15 +1,15 @@
-"""What a training step costs on a GPU that is not there: kernels, bytes, waits of the host, peak of memory.
+"""Counts what operators do on CUDA, and follows the lifetime of each tensor's memory.
 
-Computed on fake tensors (`fake_cuda.py`), by what PyTorch's operators do on CUDA (`cuda_kernels.py`). Nothing
-is timed: a census compares two ways to compute the same, and says what fits into a card.
+Nothing is timed: a census compares two ways to compute the same, and says what fits into a card.
 """
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from traceback import extract_stack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch._ops import OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from . import cuda_kernels
 from .fake_cuda import DEVICE, FakeCuda
+from .kernels import Call, cost, count_bytes, nbytes, reads_host
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+MIB = 2**20
+_HERE = str(Path(__file__).parent)
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Census(FakeCuda):
             self._keep(tensor)
         counts = self._counts()
         counts.kernels[name] += 1
-        counts.moved += sum(cuda_kernels.nbytes(t) for t in {id(t): t for t in (*read, *written)}.values())
+        counts.moved += sum(nbytes(t) for t in {id(t): t for t in (*read, *written)}.values())
 
     def operate(self, func, args: tuple, kwargs: dict):
         """What an operator returns."""
@@ -124,7 +125,7 @@ class Census(FakeCuda):
 
     def compute(self, func, args: tuple, kwargs: dict):
         out = self.operate(func, args, kwargs)
-        call = cuda_kernels.Call.of(func, args, kwargs, out)
+        call = Call.of(func, args, kwargs, out)
         inputs, outputs = call.inputs(), call.outputs()
         for tensor in (*inputs, *outputs):
             self._keep(tensor)
@@ -135,22 +136,22 @@ class Census(FakeCuda):
                 self._count(call, inputs, outputs)
         return out
 
-    def _count(self, call: cuda_kernels.Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def _count(self, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         counts, name = self._counts(), str(call.func).removeprefix('aten.')
         if _copies(call.func) and not all(map(_on_device, (*outputs, *(t for t in inputs if t.ndim)))):
             counts.copies[f'{_place()}: {name}'] += 1
             if not _on_device(outputs[0]):
                 counts.waits[f'{_place()}: {name}'] += 1
             return
-        if cuda_kernels.reads_host(call):
+        if reads_host(call):
             counts.waits[f'{_place()}: {name}'] += 1
-        kernels, extra, scratch = cuda_kernels.cost(call)
+        kernels, extra, scratch = cost(call)
         if kernels:
             counts.kernels[name] += kernels
-            counts.moved += cuda_kernels.count_bytes(call, _on_device) + extra
+            counts.moved += count_bytes(call, _on_device) + extra
             self._note_peak(scratch)
 
-    def _follow(self, function: Callable[[tuple, Any], None], call: cuda_kernels.Call) -> None:
+    def _follow(self, function: Callable[[tuple, Any], None], call: Call) -> None:
         """Counts what an operator does inside, once for all calls with the same shapes."""
         key = call.func, str(tree_map_only(Tensor, _layout, call.args))
         if key not in self._known:
@@ -206,6 +207,7 @@ def round_size(size: int) -> int:
 
 
 def autocast(dtype: torch.dtype | None):
+    """Mixed precision on CUDA, or none."""
     return nullcontext() if dtype is None else torch.autocast('cuda', dtype=dtype)
 
 
@@ -232,8 +234,12 @@ def _copies(func) -> bool:
 
 def _place() -> str:
     """The innermost line of the project, or else of OpenMMLab, that is being run."""
-    for library in ('/mmdat/', '/mmdet/', '/mmseg/', '/mmpretrain/', '/mmengine/', '/mmcv/'):
-        for frame in reversed(extract_stack()):
-            if library in frame.filename and '/mmdat/analysis/' not in frame.filename:
-                return f'{library[1:]}{frame.filename.rsplit(library)[-1]}:{frame.lineno}'
-    return 'elsewhere'
+    frame, lines = sys._getframe(1), []
+    while frame is not None:
+        lines.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    for library in ('/mmdat/', '/mmdet/', '/mmseg/', '/mmpretrain/', '/mmcv/', '/mmengine/'):
+        for path, line in lines:
+            if library in path and _HERE not in path:
+                return f'{library[1:]}{path.rsplit(library)[-1]}:{line}'
+    return 'a backward pass'

@@ -1,5 +1,7 @@
 """Operators that PyTorch does not know from inside, on fake CUDA tensors: this project's, and MMCV's."""
 
+import os
+from contextlib import nullcontext
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +11,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..ops.deformable.backends import BACKENDS
-from ..ops.deformable.inputs import Inputs
-from .census import Census
+from ...ops.deformable.backends import BACKENDS
+from ...ops.deformable.inputs import Inputs
+from .counting import Census
 
 
 def follow_own_operators(census: Census) -> None:
-    """Lets a census count what the backends of deformable attention do inside."""
+    """Lets a census count what the backends of deformable attention do inside, in this process for good."""
+    if 'triton' in BACKENDS:
+        _act_as_card(census)
     for name, backend in BACKENDS.items():
 
         def forward(args: tuple, outs: tuple, backend=backend) -> None:
@@ -29,8 +33,25 @@ def follow_own_operators(census: Census) -> None:
         census.followed[getattr(torch.ops.mmdat, f'deformable_attention_{name}_backward')] = backward
 
 
+def _act_as_card(census: Census, capability: tuple[int, int] = (9, 0)) -> None:
+    """Serves Triton's kernels without a card, and counts each where it would be launched."""
+    from triton.runtime.jit import JITFunction
+
+    backend = import_module('...ops.deformable.backends.triton', __package__)
+    backend.capability = lambda device: capability
+    backend.obstacle = lambda *args: None
+    os.environ['MMDAT_AUTOTUNE'] = '0'
+    torch.cuda.get_device_name = lambda *args: 'no card'
+    torch.cuda.device_of = nullcontext
+
+    def launch(kernel: JITFunction, *args: Any, grid: tuple, warmup: bool, **options: Any) -> None:
+        census.launch(kernel.fn.__name__, [arg for arg in args if isinstance(arg, Tensor)], [])
+
+    JITFunction.run = launch
+
+
 def follow_mmcv(census: Census) -> None:
-    """Lets a census count MMCV's compiled operators, in this process from now on."""
+    """Lets a census count MMCV's compiled operators, in this process for good."""
 
     def fills(*written: int):
         """A kernel that fills these arguments."""
