@@ -22,7 +22,7 @@ from .fake_cuda import DEVICE, FakeCuda
 from .kernels import Call, cost, count_bytes, nbytes, reads_host
 
 MIB = 2**20
-_HERE = str(Path(__file__).parent)
+_HERE, _TORCH = (str(Path(path).parent) for path in (__file__, torch.__file__))
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Census(FakeCuda):
 
     def _count(self, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         counts, name = self._counts(), str(call.func).removeprefix('aten.')
-        if _copies(call.func) and not all(map(_on_device, (*outputs, *(t for t in inputs if t.ndim)))):
+        if _copies(call.func) and not all(map(_on_device, (*inputs, *outputs))):
             counts.copies[f'{_place()}: {name}'] += 1
             if not _on_device(outputs[0]):
                 counts.waits[f'{_place()}: {name}'] += 1
@@ -236,10 +236,11 @@ def _place() -> str:
     """The innermost line of the project, or else of OpenMMLab, that is being run."""
     frame, lines = sys._getframe(1), []
     while frame is not None:
-        lines.append((frame.f_code.co_filename, frame.f_lineno))
+        if not frame.f_code.co_filename.startswith((_HERE, _TORCH)):
+            lines.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     for library in ('/mmdat/', '/mmdet/', '/mmseg/', '/mmpretrain/', '/mmcv/', '/mmengine/'):
         for path, line in lines:
-            if library in path and _HERE not in path:
+            if library in path:
                 return f'{library[1:]}{path.rsplit(library)[-1]}:{line}'
-    return 'a backward pass'
+    return '{}:{}'.format(*lines[0]) if lines else "a formula of PyTorch's backward pass"

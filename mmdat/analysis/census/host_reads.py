@@ -21,7 +21,7 @@ _ATEN = torch.ops.aten
 _TAKE_MASKS = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
 
 
-class CensusOfLosses(Census):
+class ReadingCensus(Census):
     """A census in which the host can read."""
 
     def __init__(self):

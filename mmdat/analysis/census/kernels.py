@@ -101,7 +101,7 @@ def _name(func: OpOverload) -> str:
 _NO_KERNEL = {
     *'_unsafe_view unsafe_split unsafe_split_with_sizes unsafe_chunk lift_fresh lift set_ resize_'.split(),
     *'empty empty_like new_empty empty_strided new_empty_strided empty_permuted'.split(),
-    *'is_pinned is_same_size _has_same_storage_numel result_type record_stream'.split(),
+    *'_local_scalar_dense is_pinned is_same_size _has_same_storage_numel result_type record_stream'.split(),
 }
 _READ_HOST = {
     *'_local_scalar_dense item is_nonzero nonzero equal masked_select'.split(),

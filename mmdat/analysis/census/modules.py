@@ -10,9 +10,10 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ...backbones.dat import DAT
-from .counting import Census, Report, autocast, fake
+from .counting import Report, autocast, fake
 from .extensions import follow_own_operators
 from .fake_cuda import DEVICE, prepare_process
+from .host_reads import ReadingCensus
 from .kernels import tensors
 from .processes import in_own_process
 
@@ -39,7 +40,7 @@ def count_module(
 
 def _count_module(module, shape, amp, backward) -> Report:
     prepare_process()
-    with Census() as census:
+    with ReadingCensus() as census:
         follow_own_operators(census)
         with census.part('weights'):
             module = fake(module).train(backward)

@@ -1,10 +1,12 @@
 """Processes of a census, because what it changes in PyTorch holds for a whole process."""
 
 import os
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from typing import Any
 
 
@@ -15,7 +17,7 @@ class Processes:
     """
 
     def __init__(self, number: int):
-        self._pool = ProcessPoolExecutor(number, get_context('spawn'))
+        self._pool = ProcessPoolExecutor(number, get_context('spawn'), initializer=_prepare_end)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
         """Computes something that can be pickled. Variables `MMDAT_...` are what they are here."""
@@ -39,8 +41,16 @@ def _single() -> Processes:
     return Processes(1)
 
 
+def _prepare_end() -> None:
+    """Ends the process before PyTorch's engine is destroyed, whose thread still waits for a device."""
+    Finalize(None, os._exit, args=(0,), exitpriority=0)
+
+
 def _call(variables: dict[str, str], function: Callable[..., Any], args: tuple) -> Any:
     for name in [name for name in os.environ if name.startswith('MMDAT_')]:
         del os.environ[name]
     os.environ.update(variables)
-    return function(*args)
+    try:
+        return function(*args)
+    except Exception:  # those of fake tensors cannot be pickled
+        raise RuntimeError(f'the census failed:\n{traceback.format_exc()}') from None

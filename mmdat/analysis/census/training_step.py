@@ -16,7 +16,7 @@ from .canvases import batch_size, usual_canvas
 from .counting import Report, autocast, fake
 from .extensions import follow_mmcv, follow_own_operators
 from .fake_cuda import DEVICE, prepare_process
-from .host_reads import CensusOfLosses
+from .host_reads import ReadingCensus
 from .kernels import tensors
 from .processes import in_own_process
 
@@ -62,7 +62,7 @@ def count_in_this_process(
     logging.disable(logging.INFO)  # MMEngine says what it decided for each weight
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build({**cfg.model, 'init_cfg': None})
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), CensusOfLosses() as census:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), ReadingCensus() as census:
         follow_own_operators(census)
         follow_mmcv(census)
         with census.part('weights'):
@@ -94,7 +94,7 @@ def count_in_this_process(
 
 
 @contextmanager
-def _as_part(census: CensusOfLosses, backbone: nn.Module) -> Iterator[None]:
+def _as_part(census: ReadingCensus, backbone: nn.Module) -> Iterator[None]:
     """Counts a backbone in a part of its own, and what follows the gradient of its last map in another."""
     forward = backbone.forward
 
