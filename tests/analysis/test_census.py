@@ -1,7 +1,6 @@
-"""The census of training steps on a GPU that is not there: kernels counted by hand, a peak that was measured."""
+"""The census of training steps on a GPU that is not there: beside counts by hand and a measured peak."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +12,15 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmdat.analysis.census import batch_size, count_module, count_training_step, usual_canvas, worst_canvas
-from mmdat.analysis.census.tables import replace_table
+from mmdat.analysis.census.tables import count_steps, replace_table
 from mmdat.backbones import DAT
 from mmdat.errors import UserError
 
 GIB = 2**30
 COCO = ['cascade_mask_rcnn', 'mask_rcnn', 'retinanet']
 ADE20K = ['semantic_fpn', 'upernet']
+FORWARD = ['backbone', 'neck and heads']
+BACKWARD = [f'backward of {part}' for part in ('the backbone', 'neck and heads')]
 CARD = 20 * GIB  # of the 24 GiB of a card: the rest is for fragments, libraries and the context
 
 
@@ -28,7 +29,7 @@ def config(name: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    'module, shape, amp, forward, backward',
+    ('module', 'shape', 'amp', 'forward', 'backward'),
     [
         # the product adds the bias; two products and a sum
         (nn.Linear(8, 16), (4, 8), None, 1, 3),
@@ -87,11 +88,11 @@ def blocks_of_all_kinds() -> DAT:
     return DAT(ARCH, block_patterns=('LS', 'PD', 'QN', 'ND'), key_strides=(2, 2, 1, 1), drop_path_rate=0.1)
 
 
-@pytest.mark.parametrize('amp', [None, torch.bfloat16], ids=str)
-def test_backbone_never_waits(blocks_of_all_kinds, amp):
-    counts = count_module(blocks_of_all_kinds, (2, 3, 100, 132), amp).total('forward', 'backward')
+def test_backbone_never_waits(blocks_of_all_kinds):
+    counts = count_module(blocks_of_all_kinds, (2, 3, 100, 132), torch.bfloat16).total()
     assert counts.kernels.total() > 500
-    assert not counts.waits and not counts.copies
+    assert not counts.waits
+    assert not counts.copies
 
 
 def test_peak_is_what_cpus_need(blocks_of_all_kinds, monkeypatch):
@@ -111,11 +112,18 @@ def test_peak_is_what_cpus_need(blocks_of_all_kinds, monkeypatch):
     assert report.peak - report.kept['forward'] == pytest.approx(peak, rel=0.03)
 
 
-def test_with_cp_frees_memory_for_kernels():
-    reports = [count_module(DAT(ARCH, with_cp=with_cp), (2, 3, 224, 224)) for with_cp in (False, True)]
-    assert reports[1].peak < 0.7 * reports[0].peak
-    backward = [report.parts['backward'].kernels.total() for report in reports]
-    assert backward[1] > backward[0] + 0.8 * reports[0].parts['forward'].kernels.total()
+def test_with_cp_frees_memory_for_kernels(blocks_of_all_kinds):
+    stage, shape = blocks_of_all_kinds.stages[0], (2, 56, 56, 16)
+    stored = count_module(stage, shape)
+    stage.with_cp = True
+    try:
+        computed_again = count_module(stage, shape)
+    finally:
+        stage.with_cp = False
+    assert computed_again.peak < 0.8 * stored.peak
+    more = computed_again.total().kernels.total() - stored.total().kernels.total()
+    # all but the last product of each block
+    assert more == pytest.approx(stored.parts['forward'].kernels.total(), rel=0.15)
 
 
 def test_leaves_this_process_alone():
@@ -135,9 +143,8 @@ def test_canvases():
 
 
 @pytest.mark.parametrize(
-    'name, size',
+    ('name', 'size'),
     [
-        ('retinanet/dat_t_3x_coco.py', (96, 128)),
         ('mask_rcnn/dat_t_3x_coco.py', (96, 128)),
         ('cascade_mask_rcnn/dat_t_3x_coco.py', (96, 128)),
         ('upernet/dat_t_160k_ade20k.py', (64, 64)),
@@ -149,8 +156,10 @@ def test_training_steps(name, size):
     narrow(cfg.model)
     report = count_training_step(cfg, size, batch=2)
     backbone = report.total('backbone', 'backward of the backbone')
-    assert not backbone.waits and not backbone.copies
-    for part in ('backbone', 'neck and heads', 'backward of neck and heads', 'backward of the backbone', 'update'):
+    assert not backbone.waits
+    assert not backbone.copies
+    assert report.parts.keys() == {*FORWARD, *BACKWARD, 'update'}
+    for part in report.parts:
         assert report.parts[part].kernels.total() > 0, part
     assert report.parts['backward of the backbone'].kernels.total() > 400
     # what the losses of heads are known for
@@ -162,4 +171,42 @@ def test_training_steps(name, size):
 def rows_of_docs() -> dict[str, list[str]]:
     """The table of configs in `docs/gpu_census.md`, by config."""
     text = (ROOT / 'docs/gpu_census.md').read_text()
-    return {cells[0]: cells[1:] for cells in re.findall(r'^\| (configs/\S+) \| ' + r'(.*) \|$', text, re.M)}
+    return {
+        row[0]: row[1:]
+        for row in re.findall(r'^\| configs/(\S+) ' + r'\| ([^|]*) ' * 12 + r'\|$', text, re.M)
+    }
+
+
+@pytest.mark.parametrize('folder', [*COCO, *ADE20K])
+def test_shipped_configs_fit_into_a_card(folder):
+    rows = rows_of_docs()
+    names = sorted(f'{folder}/{path.name}' for path in (ROOT / 'configs' / folder).glob('*.py'))
+    assert names
+    assert rows.keys() >= set(names)
+    for name in names:
+        images, usual, *_, peak, worst, worst_peak, waits, _ = rows[name]
+        cfg = config(name)
+        assert int(images) == batch_size(cfg)
+        assert (usual, worst) == tuple(
+            '{} x {}'.format(*canvas(cfg)) for canvas in (usual_canvas, worst_canvas)
+        )
+        assert max(float(peak), float(worst_peak)) * GIB <= CARD, name
+        assert waits == '0', name
+
+
+def test_docs_are_of_this_code():
+    """One row is computed again; the command in the docs prints all of them."""
+    name = 'retinanet/dat_t_1x_coco.py'
+    step = next(count_steps({f'configs/{name}': config(name)}, torch.float16, jobs=1))
+    *_, peak, _, worst_peak, _, _ = rows_of_docs()[name]
+    assert step.usual.peak / GIB == pytest.approx(float(peak), rel=0.02)
+    assert step.worst.peak / GIB == pytest.approx(float(worst_peak), rel=0.02)
+
+
+def test_tables_go_where_they_belong(tmp_path):
+    path = tmp_path / 'doc.md'
+    path.write_text('before\n<!-- census steps -->\nold\n<!-- end -->\nafter\n')
+    replace_table(path, 'steps', '| new |')
+    assert path.read_text() == 'before\n<!-- census steps -->\n\n| new |\n\n<!-- end -->\nafter\n'
+    with pytest.raises(UserError, match='<!-- census blocks -->'):
+        replace_table(path, 'blocks', '')

@@ -1,4 +1,4 @@
-"""Small modules whose kernels on CUDA can be counted by hand. Without imports that a new process would wait for."""
+"""Small modules whose kernels on CUDA can be counted by hand. New processes import this: it must be light."""
 
 import torch
 import torch.nn.functional as F

@@ -62,7 +62,7 @@ def count_bytes(call: Call, on_device: Callable[[Tensor], bool]) -> int:
     """Bytes read and written by a kernel: every input once, every output once."""
     written = [t for t in call.outputs() if on_device(t)]
     read = [t for t in call.inputs() if on_device(t)]
-    if _name(call.func) in _ONLY_WRITE:
+    if _name(call.func) in _ONLY_WRITE or 'out' in call.func._overloadname:
         read = [t for t in read if not any(t is out for out in written)]
     return sum(map(nbytes, (*read, *written)))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import nn
 
 from ...backbones.dat import DAT
 from ...errors import UserError
@@ -80,7 +79,9 @@ def _count_step(
     batch = batch or batch_size(cfg)
     usual = count_in_this_process(cfg, canvases[0], batch, amp, USUAL_BOXES)
     one = canvases[0] == canvases[1] and cfg.default_scope != 'mmdet'
-    worst = usual if one else count_in_this_process(cfg, canvases[1], batch, amp, MANY_BOXES)
+    worst = (
+        usual if one else count_in_this_process(cfg, canvases[1], batch, amp, MANY_BOXES, with_update=False)
+    )
     return Step(path, batch, canvases, usual, worst)
 
 
@@ -125,11 +126,16 @@ def blocks_to_markdown(
 
     `kept` is what a block leaves in memory for its backward pass, its output and casts of weights included.
     """
-    modules = [(kind.name, kind.number, kind.block, kind.shape) for kind in kinds(model, size, batch)]
-    modules.append(('backbone', 1, model, (batch, 3, *size)))
+    rows = [
+        (kind.name, kind.number, count_module(kind.block, kind.shape, amp))
+        for kind in kinds(model, size, batch)
+    ]
+    whole = count_module(model, (batch, 3, *size), amp)
+    moved = whole.total().moved
     columns = (
         f'{name}, {batch} x {_size(size)}, {name_of(amp)}',
         'blocks',
+        'share of the bytes',
         'kernels forward',
         'backward',
         'MiB moved forward',
@@ -138,18 +144,16 @@ def blocks_to_markdown(
         'MiB at the peak',
         'waits and copies',
     )
-    return markdown_table(columns, (_block_cells(*module, amp) for module in modules))
+    return markdown_table(columns, (_block_cells(*row, moved) for row in [*rows, ('backbone', 1, whole)]))
 
 
-def _block_cells(
-    name: str, number: int, module: nn.Module, shape: tuple[int, ...], amp: torch.dtype | None
-) -> list[object]:
-    report = count_module(module, shape, amp)
+def _block_cells(name: str, number: int, report: Report, moved: int) -> list[object]:
     forward, backward = report.parts['forward'], report.parts['backward']
     kept = report.kept['gradients of the output'] - report.kept['forward']
     return [
         name,
         number,
+        f'{number * (forward.moved + backward.moved) / moved:.0%}',
         forward.kernels.total(),
         backward.kernels.total(),
         *(round(size / MIB) for size in (forward.moved, backward.moved, kept, report.peak)),

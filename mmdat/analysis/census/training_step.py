@@ -55,9 +55,17 @@ def count_training_step(
 
 
 def count_in_this_process(
-    cfg: Config, size: tuple[int, int], batch: int, amp: torch.dtype | None, boxes: int
+    cfg: Config,
+    size: tuple[int, int],
+    batch: int,
+    amp: torch.dtype | None,
+    boxes: int,
+    with_update: bool = True,
 ) -> Report:
-    """The same, where nothing else is done in this process before or after."""
+    """The same, in a process in which nothing but censuses is done; up to the update if that is not wanted.
+
+    The update is never the peak: what losses and gradients needed is free by then.
+    """
     prepare_process()
     logging.disable(logging.INFO)  # MMEngine says what it decided for each weight
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
@@ -86,8 +94,9 @@ def count_in_this_process(
             del losses
         with census.part('backward of neck and heads'):
             loss.backward()
-        with census.part('update'):
-            optimizer.step()
+        if with_update:
+            with census.part('update'):
+                optimizer.step()
     for name in ('weights', 'optimiser state', 'buckets', 'input', 'constants'):
         census.report.parts.pop(name)
     return census.report
