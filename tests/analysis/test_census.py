@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT
-from helpers.counted import Attention, ChannelsLast, Checkpointed, PlainAttention, Reader
+from helpers.counted import Attention, ChannelsLast, Checkpointed, Copier, PlainAttention, Reader
 from helpers.narrow import ARCH, narrow
 from mmengine.config import Config
 from torch import nn
@@ -60,6 +60,11 @@ def config(name: str) -> Config:
 def test_kernels_are_those_counted_by_hand(module, shape, amp, forward, backward):
     parts = count_module(module, shape, amp).parts
     assert (parts['forward'].kernels.total(), parts['backward'].kernels.total()) == (forward, backward)
+
+
+def test_copies_are_of_the_same_mode():
+    """Otherwise PyTorch copies the mode and memory that is not there, and crashes some time later."""
+    assert count_module(Copier(), (4, 8)).parts['forward'].kernels == {'clone.default': 1, 'add.Tensor': 1}
 
 
 def test_bytes():

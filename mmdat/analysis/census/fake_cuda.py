@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -31,6 +31,7 @@ def prepare_process() -> None:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
     fake_tensor.init_gpu_context = lambda device: None
+    FakeTensor.__deepcopy__ = _copy
     library = torch.library.Library('aten', 'IMPL')
     library.impl('scaled_dot_product_attention', _attend, 'AutogradCUDA')
     library.impl('cudnn_grid_sampler', _cudnn_grid_sampler, 'Meta')
@@ -75,6 +76,15 @@ class FakeCuda(TorchDispatchMode):
             x, dtype = args[0], kwargs.get('dtype') or args[0].dtype
             return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=DEVICE)
         return func(*args, **kwargs)
+
+
+def _copy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """A deep copy. PyTorch's own copies the mode that the tensor belongs to, and with it memory that is not
+    there."""
+    if id(x) not in memo:
+        with torch.no_grad():
+            memo[id(x)] = x.clone().requires_grad_(x.requires_grad)
+    return memo[id(x)]
 
 
 def called_by_engine() -> bool:
