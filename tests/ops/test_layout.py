@@ -17,7 +17,7 @@ LAYERS = [
     'native.window_kernel',
     'native.mlp native.windows',
     'deformable.coordinates',
-    'deformable.inputs deformable.reference',
+    'deformable.inputs deformable.reference deformable.gathers',
     'deformable.backends.base',
     'deformable.backends.portable deformable.backends.cpu',
     'deformable.backends',
