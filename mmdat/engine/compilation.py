@@ -9,9 +9,9 @@ from ..backbones.dat import DATBlock
 class CompileBlocksHook(Hook):
     """Compiles the blocks of `DAT`, one by one, for maps of any size.
 
-    In a graph of the whole model the sizes of later maps are nested expressions of the image's, and the
-    second size of an image keeps the compiler busy for many minutes. A block by itself is compiled once for
-    its stage and kind of attention, and once or twice more: for sizes that a window divides, for few keys.
+    In a graph of the whole model the sizes of later maps are nested expressions of the image's, which keep
+    the compiler busy at the second size of an image. A block by itself is compiled once for its stage and
+    kind of attention, and once or twice more: for few keys, for other chunks of neighbourhoods.
 
     Args:
         backend: Of `torch.compile`.

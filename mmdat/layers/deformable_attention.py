@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import attention, deformable_attention, sample_features
 from ..ops.deformable import Coordinates, offset_units, reference_points
+from ..ops.fused.kernel import compute_dtype
 from ..ops.sizes import is_traced
 from .depthwise_conv import DepthwiseConv
 from .precision import Conv2d, PreciseLinear
@@ -115,6 +116,8 @@ class DeformableAttention(nn.Module):
             sampled = average_cells(x, self.key_stride)
         else:
             sampled = sample_features(x, locations)  # Eq. (7), (8)
+        # once for both layers, which would copy it each
+        sampled = sampled.to(compute_dtype(x), memory_format=torch.contiguous_format)
         k, v = self.k(sampled), self.v(sampled)  # Eq. (6)
         heads = [self._split_heads(t) for t in (q.flatten(1, 2), k, v)]
         if self.pos_bias == 'relative':

@@ -1,6 +1,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.sizes import missing
 from .precision import Conv2d
 
 
@@ -39,7 +40,7 @@ class Downsample(nn.Module):
         x = x.permute(0, 3, 1, 2)  # (B, C, H, W)
         if not self.overlap:
             rows, columns = self.projection.stride
-            x = F.pad(x, (0, -width % columns, 0, -height % rows))
+            x = F.pad(x, (0, missing(width, columns), 0, missing(height, rows)))
         x = self.projection(x).permute(0, 2, 3, 1)  # (B, H, W, C)
         return self.norm(x)
 

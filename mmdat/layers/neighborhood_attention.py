@@ -2,8 +2,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import neighborhood_attention
-from ..ops.sizes import at_least
+from ..ops import neighborhood_attention, neighborhood_attention_layer
+from ..ops.sizes import at_least, crop, is_traced
+from .plain import are_plain
 
 
 class NeighborhoodAttention(nn.Module):
@@ -36,7 +37,13 @@ class NeighborhoodAttention(nn.Module):
         """Maps `(B, H, W, C)` to `(B, H, W, C)`."""
         _, height, width, _ = x.shape
         missing_rows, missing_columns = (at_least(self.kernel_size - n, 0) for n in (height, width))
-        x = F.pad(x, (0, 0, 0, missing_columns, 0, missing_rows))
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
-        x = neighborhood_attention(q, k, v, self.relative_bias)
-        return self.proj(x[:, :height, :width].flatten(3))
+        if torch.compiler.is_compiling() or is_traced(height, width) or missing_rows or missing_columns:
+            x = F.pad(x, (0, 0, 0, missing_columns, 0, missing_rows))
+        qkv, proj = self.qkv, self.proj
+        if are_plain(qkv, proj):
+            weights = qkv.weight, qkv.bias, proj.weight, proj.bias
+            x = neighborhood_attention_layer(x, *weights, self.relative_bias)
+        else:
+            q, k, v = qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+            x = proj(neighborhood_attention(q, k, v, self.relative_bias).flatten(3))
+        return crop(x, 0, 0, height, width)

@@ -1,9 +1,9 @@
 """Which code serves an operation: each has a ladder, from its fastest backend down to its plain formula.
 
-Deformable attention, attention in windows and the MLP are chosen for here, by what they say of themselves: a
-backend tells what it cannot serve and why, and from which size it pays. The environment variable
-`MMDAT_BACKEND` decides for all of them: `reference` stands for the plain formulas of PyTorch, `portable` for
-what PyTorch computes in bounded memory, other names for backends of deformable attention.
+Backends are chosen here by what they say of themselves: what they cannot serve and why, and from which size
+they pay. The environment variable `MMDAT_BACKEND` decides for all operations: `reference` stands for the
+plain formulas of PyTorch, `portable` for what PyTorch computes in bounded memory, other names for backends of
+some operations; those that have none of this name choose as if nothing was asked for.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 REFERENCE = 'reference'  # the name of all plain formulas
@@ -43,6 +44,10 @@ class Backend:
         """The size of inputs like these from which on it is better than what comes after it in the ladder."""
         return 0
 
+    def pays_because(self, inputs: Inputs) -> str:
+        """Why from this size, where it depends on the machine: a clause after a comma, or nothing."""
+        return ''
+
 
 def choose(ladder: Sequence[Backend], inputs: Inputs) -> Backend | None:
     """The first backend that serves these inputs and pays, or `None` for the plain formula."""
@@ -60,9 +65,32 @@ def explain_choice(ladder: Sequence[Backend], inputs: Inputs) -> str:
         if backend is chosen:
             break
         reasons = backend.not_supported_reasons(inputs)
-        why_not = '; '.join(reasons) or f'pays from {backend.pays_from(inputs)} {inputs.unit} on'
+        why_not = '; '.join(reasons) or (
+            f'pays from {backend.pays_from(inputs)} {inputs.unit} on{backend.pays_because(inputs)}'
+        )
         said.append(f'not {backend.name}: {why_not}')
     return f'{chosen.name if chosen else REFERENCE}: {", ".join(said)}'
+
+
+def choose_layer(ladder: Sequence[Backend], inputs: Inputs) -> Backend | None:
+    """What `choose` takes, from the backend on that `MMDAT_BACKEND` asks for."""
+    return choose(_asked_part(ladder), inputs)
+
+
+def explain_layer(ladder: Sequence[Backend], inputs: Inputs) -> str:
+    """What `choose_layer` takes, and why: `'NAME: ...'`."""
+    if asked_for() == REFERENCE:
+        return f'{REFERENCE}: asked for by the variable MMDAT_BACKEND'
+    return explain_choice(_asked_part(ladder), inputs)
+
+
+def _asked_part(ladder: Sequence[Backend]) -> Sequence[Backend]:
+    """All of the ladder if `MMDAT_BACKEND` asks for none of these."""
+    name = asked_for()
+    if name == REFERENCE:
+        return ()
+    names = [backend.name for backend in ladder]
+    return ladder[names.index(name) :] if name in names else ladder
 
 
 def asked_for() -> str | None:
@@ -73,13 +101,13 @@ def asked_for() -> str | None:
     """
     name = os.environ.get('MMDAT_BACKEND') or None
     if name is not None:
-        check_name(name, 'the variable MMDAT_BACKEND')
+        check_name(name, 'the variable MMDAT_BACKEND', Backend.names)
     return name
 
 
-def check_name(name: str, asked_by: str) -> None:
-    if name not in Backend.names:
-        raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {Backend.names}')
+def check_name(name: str, asked_by: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise ValueError(f'unknown backend {name!r} in {asked_by}, the backends are {names}')
 
 
 def transform_reason() -> str | None:
@@ -92,6 +120,15 @@ def transform_reason() -> str | None:
         return 'torch.func transforms the single operations'
     if torch.autograd.forward_ad._current_level >= 0:
         return 'forward-mode differentiation goes through the single operations'
+    return None
+
+
+def compiler_reason(x: Tensor) -> str | None:
+    """Why a layer should be computed by PyTorch's single operations rather than as a function of autograd."""
+    if torch.compiler.is_compiling():
+        return 'a compiler follows the single operations'
+    if type(x) not in (Tensor, torch.nn.Parameter, FakeTensor):
+        return f'{type(x).__name__} has operations of its own'
     return None
 
 

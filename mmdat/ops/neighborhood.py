@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .dense import attention
-from .sizes import is_traced, unfold
+from .constants import keep
+from .fused.attention import attention
+from .sizes import crop, is_traced, missing, unfold
 
 
 def neighborhood_attention(
@@ -51,22 +52,23 @@ def neighborhood_attention(
     if not is_traced(height, width) and min(height, width) < kernel_size:
         raise ValueError(f'the neighbourhood must fit into the map, got {height=}, {width=}, {kernel_size=}')
     reach = kernel_size // 2
-    tile = max(kernel_size, 8)
+    tile = tile_size(kernel_size)
     region = tile + 2 * reach
 
-    (top, bottom), (left, right) = (_padding(size, tile) for size in (height, width))
+    (top, bottom), (left, right) = (padding_to_tiles(size, tile) for size in (height, width))
     q = F.pad(q, (0, 0, 0, 0, left, right, top, bottom))
     k, v = (F.pad(t, (0, 0, 0, 0, left + reach, right + reach, top + reach, bottom + reach)) for t in (k, v))
     q = q.unflatten(1, (-1, tile))  # (B, rows, T, columns * T, M, d)
     k, v = (unfold(t, 1, region, tile) for t in (k, v))  # (B, rows, columns * T + K - 1, M, d, R), a view
 
-    bias = _region_bias(bias_table, tile, reach)
-    row_mask = _neighborhood_mask(height, tile, reach, bias)
-    column_mask = _neighborhood_mask(width, tile, reach, bias)
+    bias = region_bias(bias_table, kernel_size)
+    row_mask, column_mask = (
+        neighborhood_mask(size, tile, reach, bias.dtype, bias.device) for size in (height, width)
+    )
 
-    if is_traced(batch, height, width):  # of which the number of chunks would be part
+    if is_traced(batch, height, width) or _is_in_one_piece(q):  # chunks would be part of the trace
         out = _attend_tiles(q, k, v, row_mask, column_mask, bias).flatten(1, 2)
-        return out[:, top : top + height, left : left + width]
+        return crop(out, top, left, height, width)
     logits_of_a_row = batch * num_heads * len(column_mask) * tile**2 * region**2
     chunk = max(max_logits // logits_of_a_row, 1)
     outs = []
@@ -79,7 +81,12 @@ def neighborhood_attention(
             out = _attend_tiles(*args, column_mask, bias)
         outs.append(out)
     out = torch.cat(outs, dim=1).flatten(1, 2)
-    return out[:, top : top + height, left : left + width]
+    return crop(out, top, left, height, width)
+
+
+def _is_in_one_piece(q: Tensor) -> bool:
+    """Whether a compiler follows for a GPU, which has room for all tiles: one graph then serves all sizes."""
+    return torch.compiler.is_compiling() and q.device.type == 'cuda'
 
 
 def _attend_tiles(
@@ -108,29 +115,41 @@ def _attend_tiles(
     return out.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4)
 
 
-def _padding(size: int, tile: int) -> tuple[int, int]:
+def tile_size(kernel_size: int) -> int:
+    """Side `T` of the tiles of queries."""
+    return max(kernel_size, 8)
+
+
+def padding_to_tiles(size: int, tile: int) -> tuple[int, int]:
     """What an axis of `size` lacks to whole tiles, before and after it."""
-    padding = -size % tile
+    padding = missing(size, tile)
     return padding // 2, padding - padding // 2
 
 
-def _region_bias(bias_table: Tensor, tile: int, reach: int) -> Tensor:
+def region_bias(bias_table: Tensor, kernel_size: int) -> Tensor:
     """Bias between a tile and its region, the same for all tiles: `(M, T, T, R, R)`.
 
     Pairs beyond the table are never neighbours, so theirs does not matter.
     """
-    queries = torch.arange(tile, device=bias_table.device)[:, None]
-    keys = torch.arange(tile + 2 * reach, device=bias_table.device) - reach
-    index = (keys - queries + 2 * reach).clamp(0, 4 * reach)
+    index = _displacements(tile_size(kernel_size), kernel_size // 2, bias_table.device)
     return bias_table[:, index[:, None, :, None], index[None, :, None, :]]
 
 
-def _neighborhood_mask(size: int, tile: int, reach: int, like: Tensor) -> Tensor:
+@keep
+def _displacements(tile: int, reach: int, device: torch.device) -> Tensor:
+    """Row of the bias table for each query of a tile and key of its region, on one axis: `(T, R)`."""
+    queries = torch.arange(tile, device=device)[:, None]
+    keys = torch.arange(tile + 2 * reach, device=device) - reach
+    return (keys - queries + 2 * reach).clamp(0, 4 * reach)
+
+
+@keep
+def neighborhood_mask(size: int, tile: int, reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """0 for the keys of a query's neighbourhood and `-inf` for others, on one axis: `(tiles, T, R)`."""
-    before, after = _padding(size, tile)
-    start = torch.arange(-before, size + after, tile, device=like.device)[:, None, None]
-    queries = start + torch.arange(tile, device=like.device)[:, None]
-    keys = start + torch.arange(tile + 2 * reach, device=like.device) - reach
+    before, after = padding_to_tiles(size, tile)
+    start = torch.arange(-before, size + after, tile, device=device)[:, None, None]
+    queries = start + torch.arange(tile, device=device)[:, None]
+    keys = start + torch.arange(tile + 2 * reach, device=device) - reach
     centres = queries.clamp(reach, size - 1 - reach)  # moved into the map
     outside = (keys - centres).abs() > reach
-    return torch.zeros_like(outside, dtype=like.dtype).masked_fill(outside, -math.inf)
+    return torch.zeros_like(outside, dtype=dtype).masked_fill(outside, -math.inf)

@@ -23,6 +23,21 @@ def at_most(size: int, most: int) -> int:
     return torch.sym_min(size, most) if isinstance(size, torch.SymInt) else min(size, most)
 
 
+def missing(size: int, multiple: int) -> int:
+    """What `size` lacks to a multiple. Compilers simplify quotients of symbols, but not remainders."""
+    return (size + multiple - 1) // multiple * multiple - size
+
+
+def crop(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """The part of maps `(B, H, W, ...)` that begins at a pixel.
+
+    For compilers a copy, which they fuse with what comes next. Of a view they would make one graph for sizes
+    where it is all of the map, and another one for others.
+    """
+    x = x[:, top : top + height, left : left + width]
+    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
+
+
 def is_traced(*sizes: int) -> bool:
     """Whether a graph is recorded for other sizes than these, so that nothing may be decided by them."""
     return any(isinstance(size, Tensor | torch.SymInt) for size in sizes)

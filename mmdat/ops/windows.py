@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import attention
+from .fused.attention import attention
+from .sizes import crop, missing
 
 
 def attend_in_windows(
@@ -35,7 +36,7 @@ def attend_in_windows(
     """
     _, height, width, _ = x.shape
     num_heads, size = bias.shape[0], window_size
-    x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    x = F.pad(x, (0, 0, 0, missing(width, size), 0, missing(height, size)))
     _, padded_height, padded_width, _ = x.shape
     if shift:
         x = x.roll((-shift, -shift), dims=(1, 2))
@@ -48,7 +49,7 @@ def attend_in_windows(
     x = window_reverse(proj(x), size, padded_height, padded_width)
     if shift:
         x = x.roll((shift, shift), dims=(1, 2))
-    return x[:, :height, :width]
+    return crop(x, 0, 0, height, width)
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:

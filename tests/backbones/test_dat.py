@@ -286,6 +286,27 @@ def test_compiles_without_graph_breaks(training, settings):
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_two_graphs_of_the_whole_network_serve_all_sizes():
+    """The first size, and all others, whether windows divide their maps or not. All are small: for large maps
+    PyTorch convolves otherwise on CPUs, and makes another graph."""
+    arch = ARCH | dict(depths=(1, 1, 1, 1))
+    model = narrow_dat(arch=arch, block_patterns=('S', 'D', 'D', 'D'), out_indices=(0, 1))
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=count, fullgraph=True)
+    for size in [(64, 64), (96, 128), (130, 75), (112, 140)]:
+        x = torch.randn(1, 3, *size)
+        for out, expected in zip(compiled(x), model(x)):
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert len(graphs) == 2
+
+
 @pytest.mark.parametrize('settings', [{}, PLUS])
 def test_ddp_finds_no_unused_parameters(tmp_path, settings):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)

@@ -97,3 +97,9 @@ def test_one_pixel(coordinates):
     out = layer(torch.randn(3, 1, 1, 16))
     assert out.shape == (3, 1, 1, 16)
     assert out.isfinite().all()
+
+
+def test_without_numbers():
+    """As counters of FLOPs build the network; the meta device knows no autocast."""
+    layer = attention(key_stride=2).to('meta')
+    assert layer(torch.empty(2, 9, 7, 16, device='meta')).shape == (2, 9, 7, 16)

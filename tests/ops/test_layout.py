@@ -10,20 +10,24 @@ import mmdat.ops
 
 # From bottom to top: a module imports what stands in the lines above its own.
 LAYERS = [
-    'ladder dense sizes',
+    'ladder dense sizes constants memory',
+    'fused.kernel',
+    'fused.attention fused.groups',
     'neighborhood windows',
+    'fused.neighborhood fused.windows',
     'native.build',
     'native.library native.operators native.chunks',
     'native.window_kernel',
     'native.mlp native.windows',
     'deformable.coordinates',
-    'deformable.inputs deformable.reference deformable.gathers',
+    'deformable.inputs deformable.reference deformable.gathers deformable.tents',
+    'deformable.batched',
     'deformable.backends.base',
     'deformable.backends.portable deformable.backends.cpu',
     'deformable.backends',
     'deformable.operator',
     'deformable.dispatch',
-    'deformable native',
+    'deformable native fused',
     'flops',
     '',  # mmdat.ops itself
 ]

@@ -14,6 +14,8 @@ Neither is an identity. The first is the centre of a pixel where -1 and +1 are t
 a CVPR'22 key without offset lies at pixel `(i + 0.5) (n - 1) / n`, up to half a pixel off its cell. A
 DAT++ key lies half a cell towards the bottom right, the last one beyond the map. The released weights
 were trained so. The only point of an axis with `n = 1` is at 0.
+
+Grids and units are kept (`../constants.py`): they are to be read, never written.
 """
 
 from typing import Literal
@@ -21,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..constants import keep
 from ..sizes import at_least, at_most, is_traced
 
 Coordinates = Literal['half_pixel', 'corners']
@@ -65,10 +68,16 @@ def offset_units(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """`offset_unit` of both axes, `(2,)`, made on the device."""
+    return _units(height, width, coordinates, dtype, device)
+
+
+@keep
+def _units(height, width, coordinates, dtype, device) -> Tensor:
     one = torch.ones((), dtype=dtype, device=device)
     return torch.stack([one / _intervals(size, coordinates) for size in (height, width)])
 
 
+@keep
 def _grid(height, width, shift, coordinates, dtype, device) -> Tensor:
     def axis(size: int) -> Tensor:
         if not is_traced(size) and size == 1:

@@ -95,8 +95,9 @@ def _choose(inputs: Inputs, name: str | None) -> DeformableBackend | None:
 
 
 def _asked_for(name: str | None) -> tuple[str | None, str]:
-    """The backend that is asked for, if any, and by what."""
+    """The backend that is asked for, if any, and by what. The variable may ask for other operations'."""
     if name is None:
-        return asked_for(), 'the variable MMDAT_BACKEND'
-    check_name(name, 'the argument `backend`')
+        name = asked_for()
+        return name if name == REFERENCE or name in BACKENDS else None, 'the variable MMDAT_BACKEND'
+    check_name(name, 'the argument `backend`', [REFERENCE, *BACKENDS])
     return name, 'the argument `backend`'

@@ -1,5 +1,6 @@
 """The equations of deformable attention in plain PyTorch: any dtype, any device, the truth of all tests."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,15 +48,11 @@ def relative_position_bias(
     queries = query_points(
         *query_size, coordinates, dtype=sampling_locations.dtype, device=sampling_locations.device
     ).flatten(0, 1)
-    displacements = (queries[:, None] - sampling_locations[:, :, None]) / 2
+    # halved and flipped before the difference is taken, which is large
+    queries, keys = ((points / 2).flip(-1) for points in (queries, sampling_locations))
+    displacements = queries[:, None] - keys[:, :, None]
     tables = bias_table.to(sampling_locations.dtype).unflatten(0, (groups, num_heads // groups))
-    bias = F.grid_sample(
-        tables.repeat(batch, 1, 1, 1),
-        displacements.flatten(0, 1).flip(-1),  # grid_sample takes (x, y)
-        mode='bilinear',
-        padding_mode='zeros',
-        align_corners=True,
-    )
+    bias = sample_bilinearly(tables.repeat(batch, 1, 1, 1), displacements.flatten(0, 1))
     return bias.view(batch, num_heads, queries.shape[0], num_keys)
 
 
@@ -72,12 +69,22 @@ def sample_features(features: Tensor, sampling_locations: Tensor) -> Tensor:
     batch, height, width, channels = features.shape
     groups = sampling_locations.shape[1]
     maps = features.view(batch, height, width, groups, channels // groups).permute(0, 3, 4, 1, 2)
-    sampled = F.grid_sample(
+    sampled = sample_bilinearly(
         maps.flatten(0, 1).to(sampling_locations.dtype),
         sampling_locations.flatten(0, 1).unsqueeze(1).flip(-1),
-        mode='bilinear',
-        padding_mode='zeros',
-        align_corners=True,
     )  # (B * G, C / G, 1, N_k)
     sampled = sampled.view(batch, channels, -1).transpose(1, 2)
     return sampled.to(features.dtype)
+
+
+def sample_bilinearly(images: Tensor, points: Tensor) -> Tensor:
+    """Interpolates `(N, C, H, W)` at points `(N, H_out, W_out, 2)`, last dimension `(x, y)`: `(N, C, H_out,
+    W_out)`.
+
+    As `F.grid_sample` does with `align_corners=True`, zero outside. On GPUs that one may take cuDNN's
+    sampler, which fails on large grids and which compilers cannot follow.
+    """
+    if torch.jit.is_tracing():  # exporters of traces know the general operation only
+        return F.grid_sample(images, points, align_corners=True)
+    bilinear, zeros = 0, 0
+    return torch.grid_sampler_2d(images, points, bilinear, zeros, True)

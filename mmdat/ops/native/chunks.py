@@ -6,12 +6,10 @@ the CPU more than many of the operations on them. A chunk of them fits. Training
 and recomputes the chunks in the backward pass, which costs less than storing them.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..ladder import REFERENCE, Backend, Inputs, asked_for, choose, explain_choice, observer_reason
+from ..ladder import observer_reason
 
 CACHED_NUMBERS = 2**17  # of a chunk of the input, for each thread: an MLP's hidden ones then take 2 MiB
 
@@ -36,24 +34,3 @@ def chunk_rows(*weights: Tensor) -> int:
     rows_of_weights = sum(weight.numel() for weight in weights) // channels
     least = 2 * rows_of_weights if torch.is_grad_enabled() else rows_of_weights // 2
     return max(CACHED_NUMBERS // channels, least) * torch.get_num_threads()
-
-
-def choose_layer(ladder: Sequence[Backend], inputs: Inputs) -> Backend | None:
-    """What `choose` takes, from the backend on that `MMDAT_BACKEND` asks for."""
-    return choose(_asked_part(ladder), inputs)
-
-
-def explain_layer(ladder: Sequence[Backend], inputs: Inputs) -> str:
-    """What `choose_layer` takes, and why: `'NAME: ...'`."""
-    if asked_for() == REFERENCE:
-        return f'{REFERENCE}: asked for by the variable MMDAT_BACKEND'
-    return explain_choice(_asked_part(ladder), inputs)
-
-
-def _asked_part(ladder: Sequence[Backend]) -> Sequence[Backend]:
-    """All of the ladder if `MMDAT_BACKEND` asks for none of these."""
-    name = asked_for()
-    if name == REFERENCE:
-        return ()
-    names = [backend.name for backend in ladder]
-    return ladder[names.index(name) :] if name in names else ladder

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ladder import Backend
-from .chunks import choose_layer, chunk_rows, explain_layer, not_chunked_reasons
+from ..ladder import Backend, choose_layer, explain_layer
+from .chunks import chunk_rows, not_chunked_reasons
 from .operators import define
 
 MIN_CHUNKS = 4  # with less, recomputation costs more than it saves

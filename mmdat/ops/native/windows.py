@@ -1,4 +1,4 @@
-"""Attention in the windows of a map on CPUs, in chunks of windows (see `chunks.py`)."""
+"""Attention in the windows of a map: what serves it, and on CPUs in chunks of windows (see `chunks.py`)."""
 
 import math
 from collections.abc import Iterator
@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ladder import Backend
+from ..fused.kernel import not_fused_reasons
+from ..fused.windows import FusedWindowAttention
+from ..ladder import Backend, choose_layer, compiler_reason, explain_layer
 from ..windows import attend_in_windows, window_kinds, window_partition
 from . import window_kernel
-from .chunks import choose_layer, chunk_rows, explain_layer, not_chunked_reasons
+from .chunks import chunk_rows, not_chunked_reasons
 from .operators import define
 
 
@@ -26,7 +28,8 @@ def window_attention(
     masks: Tensor | None = None,
     shift: int = 0,
 ) -> Tensor:
-    """Attention in the windows of a map, with its projections; in chunks where that is faster.
+    """Attention in the windows of a map, with its projections; in chunks or by a fused kernel where that is
+    faster.
 
     Args:
         x: `(B, H, W, C)`, any size. It is padded with zeros at the right and the bottom to whole windows;
@@ -43,9 +46,11 @@ def window_attention(
         `(B, H, W, C)`.
     """
     inputs = _Inputs(x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift)
-    chosen = choose_layer(_LADDER, inputs)
+    chosen = choose_layer(_ladder(x.device.type), inputs)
     if chosen is None:
         return _formula(*inputs)
+    if chosen.name == 'fused':
+        return FusedWindowAttention.apply(*inputs)
     return _OPERATORS[chosen.name](*inputs, chunk_rows(w_qkv, w_proj))
 
 
@@ -61,11 +66,11 @@ def explain_window_attention(
 ) -> str:
     """How `window_attention` computes these arguments, and why.
 
-    `'cpu: ...'`, in chunks by a compiled kernel; `'portable: ...'`, in chunks by PyTorch; or
-    `'reference: ...'`, by the plain formula.
+    `'cpu: ...'`, in chunks by a compiled kernel; `'portable: ...'`, in chunks by PyTorch; `'fused: ...'`, by
+    PyTorch's fused kernel for CUDA; or `'reference: ...'`, by the plain formula.
     """
     inputs = _Inputs(x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift)
-    return explain_layer(_LADDER, inputs)
+    return explain_layer(_ladder(x.device.type), inputs)
 
 
 class _Inputs(NamedTuple):
@@ -107,7 +112,20 @@ class _ChunkedWithKernel(_Chunked):
         return reasons
 
 
-_LADDER = (_ChunkedWithKernel(), _Chunked())
+class _Fused(Backend):
+    name = 'fused'
+
+    def not_supported_reasons(self, inputs: _Inputs) -> list[str]:
+        head_dims = inputs.x.shape[-1] // inputs.bias.shape[0]
+        return not_fused_reasons(inputs.x, head_dims, compiler_reason(inputs.x))
+
+
+_LADDERS = {'cuda': (_Fused(),)}
+_LADDER_OF_OTHERS = _ChunkedWithKernel(), _Chunked()
+
+
+def _ladder(device_type: str) -> tuple[Backend, ...]:
+    return _LADDERS.get(device_type, _LADDER_OF_OTHERS)
 
 
 @lru_cache(maxsize=32)

@@ -1,16 +1,12 @@
 """Deformable attention in plain PyTorch, in bounded memory, on any device.
 
-Bilinear interpolation is separable. Let `t` be the coordinate of a displacement in the bias table, in
-knots. Knot `i` has the weight `max(0, 1 - |t - i|)`, a tent. Queries are a regular grid, so `t` depends on
-the query's row along one axis and on its column along the other. The bias between one key and all queries
-then is a product of small matrices, as are its gradients, and nothing is gathered or scattered by query:
+Biases are products of small matrices, see `../tents.py`. Keys are outer and queries inner in all tensors,
+which keeps these products contiguous. Keys are taken in blocks, each with all queries. In the forward pass a
+running softmax joins the blocks; the backward pass computes the weights of a block again, from the softmax's
+denominator. Memory beyond inputs and outputs is that of a block, and two numbers for each query and head.
 
-    bias (H, W) = tents_y (H, T_h) . table (T_h, T_w) . tents_x (T_w, W)
-
-Keys are outer and queries inner in all tensors, which keeps these products contiguous. Keys are taken in
-blocks, each with all queries. In the forward pass a running softmax joins the blocks; the backward pass
-computes the weights of a block again, from the softmax's denominator. Memory beyond inputs and outputs is
-that of a block, and two numbers for each query and head.
+On CPUs a block has one head, and fits into the caches. On GPUs, where each of its operations is a launch, it
+has all heads of all images, and a share of the memory that is free (`../batched.py`).
 """
 
 import math
@@ -20,12 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...memory import free_memory
+from .. import batched
 from ..coordinates import query_points
 from ..inputs import Inputs
+from ..tents import Axis, exact_dtype
 from .base import DeformableBackend
 
 BLOCK_SIZE = 2**20  # numbers in the largest tensor of a block of keys
 MIN_KEYS = 64  # in a block even so, because each block passes over all queries
+BYTES_OF_A_LOGIT = 24  # that the equations take at their peak, forward and backward, in float32
 
 
 class Portable(DeformableBackend):
@@ -35,12 +35,22 @@ class Portable(DeformableBackend):
     device_type = None
 
     def pays_from(self, inputs: Inputs) -> int:
-        """On CPUs it computes head by head, so this depends on the logits of a head. On GPUs, where nobody
-        has measured it, it serves where each copy of the logits would need 1 GiB."""
+        """On CPUs it computes head by head, so this depends on the logits of a head. On GPUs it serves where
+        the equations would take an eighth of the memory that is free, because a network has many layers."""
         batch, num_heads = inputs.q.shape[:2]
-        return 700_000 * batch * num_heads if inputs.q.device.type == 'cpu' else 2**28
+        if inputs.q.device.type == 'cpu':
+            return 700_000 * batch * num_heads
+        return free_memory(inputs.q.device, inputs.size()) // (8 * BYTES_OF_A_LOGIT)
+
+    def pays_because(self, inputs: Inputs) -> str:
+        if inputs.q.device.type == 'cpu':
+            return ''
+        free = free_memory(inputs.q.device, inputs.size()) / 2**30
+        return f', an eighth of the {free:.1f} GiB that are free'
 
     def forward(self, inputs: Inputs, out: Tensor, lse: Tensor) -> None:
+        if _has_large_blocks(inputs):
+            return batched.forward(inputs, out, lse)
         q, k, v, bias_table, *_ = inputs
         out.zero_()
         largest = torch.full_like(lse, -math.inf)
@@ -63,6 +73,8 @@ class Portable(DeformableBackend):
     def backward(
         self, inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
     ) -> None:
+        if _has_large_blocks(inputs):
+            return batched.backward(inputs, grad_out, out, lse, grads)
         q, k, v, bias_table, _, query_size, _ = inputs
         grad_q, grad_k, grad_v, grad_table, grad_locations = grads
         grad_q.zero_()
@@ -93,38 +105,8 @@ class Portable(DeformableBackend):
             torch.stack(grads_yx, -1, out=grad_locations[block.image, block.group, block.keys])
 
 
-class _Axis(NamedTuple):
-    """Interpolation along one axis, between `n` keys and the `L` rows or columns of queries.
-
-    Attributes:
-        knots: The two knots around each displacement, clamped to the table: `(n, L, 2)`.
-        inside: Which of them are on the table, alike.
-        tents: Weights of all `T` knots, `(n, L, T)`.
-    """
-
-    knots: Tensor
-    inside: Tensor
-    tents: Tensor
-
-    @classmethod
-    def of(cls, queries: Tensor, keys: Tensor, table_size: int, dtype: torch.dtype) -> '_Axis':
-        """From the normalised coordinates of queries `(L,)` and keys `(n,)`."""
-        displacements = (queries - keys[:, None]) / 2
-        coordinates = (displacements[..., None] + 1) * ((table_size - 1) / 2)
-        knots = coordinates.floor() + torch.arange(2, device=keys.device)
-        inside = (knots >= 0) & (knots < table_size)
-        weights = (1 - (coordinates - knots).abs()) * inside
-        knots = knots.long().clamp(0, table_size - 1)
-        tents = torch.zeros(*knots.shape[:2], table_size, dtype=dtype, device=keys.device)
-        return cls(knots, inside, tents.scatter_add_(-1, knots, weights.to(dtype)))
-
-    def grad_locations(self, grad_tents: Tensor) -> Tensor:
-        """Gradient of the keys' coordinates, `(n,)`.
-
-        A displacement on a knot is at the start of a cell, as in `F.grid_sample`.
-        """
-        lower, upper = (grad_tents.gather(-1, self.knots) * self.inside).sum(1).unbind(-1)
-        return (lower - upper) * ((self.tents.shape[-1] - 1) / 4)
+def _has_large_blocks(inputs: Inputs) -> bool:
+    return inputs.q.device.type not in ('cpu', 'meta')
 
 
 class _KeyBlock(NamedTuple):
@@ -134,8 +116,8 @@ class _KeyBlock(NamedTuple):
     group: int
     heads: range
     keys: slice
-    y: _Axis
-    x: _Axis
+    y: Axis
+    x: Axis
 
     def tents(self) -> tuple[Tensor, Tensor]:
         """`(n, H, T_h)` and `(n, T_w, W)`, the layouts in which their products are fastest."""
@@ -148,8 +130,7 @@ def _key_blocks(inputs: Inputs) -> Iterator[_KeyBlock]:
     num_heads, table_height, table_width = bias_table.shape
     height, width = query_size
     device = sampling_locations.device
-    # tables have more than 100 knots, whose fractions have too few digits in float32
-    dtype = torch.float32 if device.type == 'mps' else torch.float64
+    dtype = exact_dtype(device)
     points = query_points(*query_size, coordinates, dtype=dtype, device=device)
 
     numbers_of_a_key = max(height * width, height * table_height, height * table_width, width * table_width)
@@ -166,8 +147,8 @@ def _key_blocks(inputs: Inputs) -> Iterator[_KeyBlock]:
                     group,
                     heads,
                     keys,
-                    _Axis.of(points[:, 0, 0], y, table_height, bias_table.dtype),
-                    _Axis.of(points[0, :, 1], x, table_width, bias_table.dtype),
+                    Axis.of(points[:, 0, 0], y, table_height, bias_table.dtype),
+                    Axis.of(points[0, :, 1], x, table_width, bias_table.dtype),
                 )
 
 
