@@ -38,7 +38,7 @@ def deformable_attention(
             kernel; or `None`: what the environment variable `MMDAT_BACKEND` says, or else the fastest for
             these inputs. `explain` tells which that is. Under `torch.func` and forward-mode differentiation,
             which know PyTorch's own operations only, `None` gets the equations; under `torch.jit.trace`,
-            which cannot record sizes in an operator, everything does, and under `torch.export` of open sizes.
+            which cannot record sizes in an operator, everything does.
 
     Returns:
         `(B, M, H * W, d)` in the dtype of `v`.
