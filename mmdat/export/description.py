@@ -21,7 +21,6 @@ def describe(model: nn.Module, part: Part) -> dict[str, str]:
     - `classes`: names, in the order of the outputs' channels.
     - `bbox_head`: of detectors, what decodes the raw maps: anchors, coder of the boxes, strides.
     """
-    preprocessor = model.data_preprocessor
     mean, std = normalisation(model)
     described: dict[str, Any] = {
         'producer': f'mmdat {__version__}',
@@ -30,7 +29,7 @@ def describe(model: nn.Module, part: Part) -> dict[str, str]:
         'mean': mean,
         'std': std,
         'channel_order': channel_order(model),
-        'pad_size_divisor': getattr(preprocessor, 'pad_size_divisor', 1) or 1,
+        'pad_size_divisor': pad_size_divisor(model),
         'classes': list(model.dataset_meta.get('classes') or ()),
     }
     if part.kind == 'detector':
@@ -55,6 +54,11 @@ def channel_order(model: nn.Module) -> str:
     preprocessor = model.data_preprocessor
     converts = getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False)
     return 'RGB' if converts else 'BGR'
+
+
+def pad_size_divisor(model: nn.Module) -> int:
+    """To multiples of how many pixels images are padded; 1 for none."""
+    return getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
 
 
 def normalise(model: nn.Module, pixels: np.ndarray) -> Tensor:

@@ -13,14 +13,14 @@ from ..apis.images import Preparation
 from ..apis.models import find_test_data
 from ..demo.shapes import draw_scene
 from ..errors import UserError
-from .description import describe, normalise
+from .description import describe, normalise, pad_size_divisor
 from .onnx import OPSET, Run, check_packages, load_onnx, runtime_name, write_onnx
 from .parts import Part, part_of
 from .program import load_program, write_program
 from .substitutes import upsampling_by_factor
 
 LIMIT = 1e-4  # of the largest difference, as a share of the largest value of an output
-MIN_SIDE = 32
+MIN_SIDE = STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def export_model(
         path: Ends in `.onnx`, or `.pt2` for a program of `torch.export`.
         images: Files with which both are compared; by default pictures of shapes.
         shape: Height and width of the images in pixels. By default those of the config, see `find_shape`.
-        dynamic: Images of every size. Both are then compared at a second size, too.
+        dynamic: Images of every size; for `.pt2` see `write_program`. Both are then compared at a second
+            size, too.
         backbone_only: The backbone only, of any model.
         grid_sample: Sample by `GridSample` in ONNX. By default features and biases are sampled by gathers,
             because TensorRT miscompiles `GridSample`.
@@ -124,7 +125,7 @@ def export_model(
         run = load_exported(temporary)
         cases = [(1, shape), (2, shape)]
         if dynamic:
-            cases.append((2, _other(shape)))
+            cases.append((2, _other(part, shape) if is_onnx else _near(shape)))
         report = Report(
             path,
             part.kind,
@@ -188,7 +189,7 @@ def find_shape(model: nn.Module) -> tuple[int, int]:
     size = getattr(model.data_preprocessor, 'size', None) or model.cfg.get('crop_size')
     if size is not None:
         return tuple(size)
-    divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
+    divisor = pad_size_divisor(model)
     if divisor > 1:
         for step in find_test_data(model.cfg).get('pipeline') or ():
             if isinstance(scale := step.get('scale'), list | tuple) and len(scale) == 2:
@@ -215,10 +216,17 @@ def _batch(
     return normalise(model, np.stack([cv2.resize(photo, (width, height)) for photo in chosen]))
 
 
-def _other(shape: tuple[int, int]) -> tuple[int, int]:
-    """Another size, of another aspect, that no window or stride divides."""
+def _other(part: Part, shape: tuple[int, int]) -> tuple[int, int]:
+    """Another size, of another aspect."""
     height, width = shape
+    if part.kind == 'detector':  # necks may need what the largest stride divides, to which detectors pad
+        return (height // STRIDE + 1) * STRIDE, max(2 * width // 3 // STRIDE, 1) * STRIDE
     return max(3 * height // 4, MIN_SIDE) | 1, max(2 * width // 3, MIN_SIDE) | 1
+
+
+def _near(shape: tuple[int, int]) -> tuple[int, int]:
+    """Another size, whose maps have as many windows: programs tell one window from several."""
+    return shape[0] + 5, shape[1] - 3
 
 
 def _beside(path: str) -> str:

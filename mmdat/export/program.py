@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from ..errors import UserError
 from ..ops.ladder import REFERENCE
 from .parts import Part
 
@@ -24,7 +25,8 @@ def write_program(
         example: `(B, 3, H, W)` with at least two images, because `torch.export` takes 1 for a constant.
         path: Where the file goes.
         described: Goes into the file, as a file `mmdat/KEY` each.
-        dynamic: For images of every size as well.
+        dynamic: For images of other sizes as well. `torch.export` tells 1 from all other numbers: where a map
+            of the example has one row of windows or tiles, so must those of other images, and otherwise not.
     """
     sizes = {0: Dim('batch', min=1)} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic else {})
     with torch.no_grad(), _plain_formulas():
@@ -37,8 +39,11 @@ def load_program(path: str) -> Run:
     module = torch.export.load(path).module()
 
     def run(images: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return list(module(images))
+        try:
+            with torch.no_grad():
+                return list(module(images))
+        except AssertionError as error:  # its guards
+            raise UserError(f'the program does not take images {tuple(images.shape)}: {error}') from error
 
     return run
 
