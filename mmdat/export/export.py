@@ -225,7 +225,7 @@ def _other(part: Part, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _near(shape: tuple[int, int]) -> tuple[int, int]:
-    """Another size, whose maps have as many windows: programs tell one window from several."""
+    """Another size that a program takes, if the windows of its maps are like those of `shape`."""
     return shape[0] + 5, shape[1] - 3
 
 

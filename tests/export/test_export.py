@@ -9,6 +9,7 @@ import torch
 from conftest import DATA
 from helpers.exported import shallow_config
 from helpers.predictors import save_random, write_image
+from torch import nn
 
 from mmdat.apis import init_model
 from mmdat.errors import UserError
@@ -16,6 +17,8 @@ from mmdat.export import LIMIT, export_model, part_of
 from mmdat.export import export as module
 from mmdat.export.description import describe, normalise
 from mmdat.export.export import find_shape, load_exported
+from mmdat.export.parts import Part
+from mmdat.export.program import load_program, write_program
 
 onnx = pytest.importorskip('onnx', reason='exporting to ONNX needs the packages onnx and onnxruntime')
 pytest.importorskip('onnxruntime', reason='exporting to ONNX needs the packages onnx and onnxruntime')
@@ -188,3 +191,29 @@ def test_program(tmp_path):
     with torch.no_grad():
         for ours, theirs in zip(program.module()(images), model.backbone(images), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+class Convolution(Part):
+    names = ('map',)
+
+    def forward(self, x):
+        return (self.model(x),)
+
+
+def test_a_program_says_which_images_it_does_not_take(tmp_path):
+    part = Convolution(nn.Conv2d(3, 2, 3))
+    write_program(part, torch.randn(2, 3, 8, 8), str(tmp_path / 'x.pt2'), {}, dynamic=False)
+    run = load_program(str(tmp_path / 'x.pt2'))
+    assert run(torch.randn(5, 3, 8, 8))[0].shape == (5, 2, 6, 6)
+    with pytest.raises(
+        UserError, match=r'does not take images \(2, 3, 9, 8\): Guard failed: x\.size\(\)\[2\] == 8'
+    ):
+        run(torch.randn(2, 3, 9, 8))
+
+
+def test_maps_of_another_size_are_an_error():
+    part = Convolution(nn.Conv2d(3, 2, 3))
+    with pytest.raises(
+        UserError, match=r'output map of the exported file is \(1, 2, 5, 6\) where PyTorch has'
+    ):
+        module.compare(part, lambda images: [torch.zeros(1, 2, 5, 6)], torch.zeros(1, 3, 8, 8))
