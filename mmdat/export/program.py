@@ -25,8 +25,8 @@ def write_program(
         example: `(B, 3, H, W)` with at least two images, because `torch.export` takes 1 for a constant.
         path: Where the file goes.
         described: Goes into the file, as a file `mmdat/KEY` each.
-        dynamic: For images of other sizes as well, as far as `torch.export` goes: if their maps have one row or
-            column of windows, or whole windows, where those of the example have.
+        dynamic: For images of other sizes as well, as far as `torch.export` goes: if their maps have one row
+            or column of windows, or whole windows, where those of the example have.
     """
     sizes = {0: Dim('batch', min=1)} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic else {})
     with torch.no_grad(), _plain_formulas():
