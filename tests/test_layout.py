@@ -19,6 +19,7 @@ LAYERS = [
     'backbones',
     'apis',
     'registry optim utils visualization analysis demo',
+    'export',
     'benchmarks engine',
     'check',
 ]

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .constants import keep
 from .fused.attention import attention
-from .sizes import crop, is_traced, missing
+from .sizes import crop, is_traced, missing, unfold
 
 
 def neighborhood_attention(
@@ -59,14 +59,14 @@ def neighborhood_attention(
     q = F.pad(q, (0, 0, 0, 0, left, right, top, bottom))
     k, v = (F.pad(t, (0, 0, 0, 0, left + reach, right + reach, top + reach, bottom + reach)) for t in (k, v))
     q = q.unflatten(1, (-1, tile))  # (B, rows, T, columns * T, M, d)
-    k, v = (t.unfold(1, region, tile) for t in (k, v))  # (B, rows, columns * T + K - 1, M, d, R), a view
+    k, v = (unfold(t, 1, region, tile) for t in (k, v))  # (B, rows, columns * T + K - 1, M, d, R), a view
 
     bias = region_bias(bias_table, kernel_size)
     row_mask, column_mask = (
         neighborhood_mask(size, tile, reach, bias.dtype, bias.device) for size in (height, width)
     )
 
-    if is_traced(height, width) or _is_in_one_piece(q):  # the number of chunks would be part of the trace
+    if is_traced(batch, height, width) or _is_in_one_piece(q):  # chunks would be part of the trace
         out = _attend_tiles(q, k, v, row_mask, column_mask, bias).flatten(1, 2)
         return crop(out, top, left, height, width)
     logits_of_a_row = batch * num_heads * len(column_mask) * tile**2 * region**2
@@ -107,7 +107,7 @@ def _attend_tiles(
     """
     columns, tile, region = column_mask.shape
     q = q.unflatten(3, (columns, tile)).permute(0, 1, 3, 5, 2, 4, 6)  # (B, rows, columns, M, T, T, d)
-    k, v = (t.unfold(2, region, tile).permute(0, 1, 2, 3, 5, 6, 4) for t in (k, v))
+    k, v = (unfold(t, 2, region, tile).permute(0, 1, 2, 3, 5, 6, 4) for t in (k, v))
     bias = bias + row_mask[:, None, None, :, None, :, None] + column_mask[None, :, None, None, :, None, :]
     out = attention(
         q.flatten(4, 5), k.flatten(4, 5), v.flatten(4, 5), bias.flatten(5, 6).flatten(3, 4)

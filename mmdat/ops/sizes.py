@@ -1,7 +1,8 @@
-"""Arithmetic on sizes of maps that `torch.jit.trace` records, so that a trace is right at other sizes.
+"""Arithmetic on sizes of maps that `torch.jit.trace` and `torch.export` record, so that a graph is right at
+other sizes.
 
 While PyTorch traces, sizes are tensors without dimensions, and what Python decides by them is decided once
-and for all.
+and for all. Sizes that `torch.export` keeps open are `SymInt`.
 """
 
 import torch
@@ -10,7 +11,16 @@ from torch import Tensor
 
 def at_least(size: int, least: int) -> int:
     """`max(size, least)`."""
-    return size.clamp(min=least) if isinstance(size, Tensor) else max(size, least)
+    if isinstance(size, Tensor):
+        return size.clamp(min=least)
+    return torch.sym_max(size, least) if isinstance(size, torch.SymInt) else max(size, least)
+
+
+def at_most(size: int, most: int) -> int:
+    """`min(size, most)`."""
+    if isinstance(size, Tensor):
+        return size.clamp(max=most)
+    return torch.sym_min(size, most) if isinstance(size, torch.SymInt) else min(size, most)
 
 
 def missing(size: int, multiple: int) -> int:
@@ -29,5 +39,15 @@ def crop(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
 
 
 def is_traced(*sizes: int) -> bool:
-    """Whether a trace records these sizes, so that nothing may be decided by them."""
-    return any(isinstance(size, Tensor) for size in sizes)
+    """Whether a graph is recorded for other sizes than these, so that nothing may be decided by them."""
+    return any(isinstance(size, Tensor | torch.SymInt) for size in sizes)
+
+
+def unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    """`x.unfold(dim, size, step)`, by an index while a graph is recorded: ONNX unfolds known sizes only."""
+    length = x.shape[dim]
+    if not is_traced(length):
+        return x.unfold(dim, size, step)
+    starts = torch.arange(0, length - size + 1, step, device=x.device)
+    index = starts[:, None] + torch.arange(size, device=x.device)
+    return x.index_select(dim, index.flatten()).unflatten(dim, (-1, size)).movedim(dim + 1, -1)

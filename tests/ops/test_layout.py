@@ -20,7 +20,7 @@ LAYERS = [
     'native.window_kernel',
     'native.mlp native.windows',
     'deformable.coordinates',
-    'deformable.inputs deformable.reference deformable.tents',
+    'deformable.inputs deformable.reference deformable.gathers deformable.tents',
     'deformable.batched',
     'triton.tiles triton.bias',
     'triton.forward triton.tuning',

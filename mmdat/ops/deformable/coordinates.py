@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..constants import keep
-from ..sizes import at_least, is_traced
+from ..sizes import at_least, at_most, is_traced
 
 Coordinates = Literal['half_pixel', 'corners']
 
@@ -92,7 +92,7 @@ def _grid(height, width, shift, coordinates, dtype, device) -> Tensor:
             return torch.zeros(1, dtype=dtype, device=device)
         steps = torch.arange(size, dtype=dtype, device=device) + shift
         points = 2 * steps / _intervals(size, coordinates) - 1
-        return points * (size != 1) if is_traced(size) else points
+        return points * at_most(size - 1, 1) if is_traced(size) else points
 
     return torch.stack(torch.meshgrid(axis(height), axis(width), indexing='ij'), dim=-1)
 
