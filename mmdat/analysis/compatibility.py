@@ -121,7 +121,7 @@ MARK = '<!-- What follows is written by tools/analysis/check_compatibility.py. -
 
 _COLUMNS = 'config', '`out_indices`', 'maps used', *STEPS, 'remark'
 _NUM_STAGES = 4
-_PROBE = 64  # side of the images that tell what a backbone returns, in pixels
+_PROBE = 224  # side of the images that tell what a backbone returns, in pixels
 _SIZE = 128, 160  # height and width in pixels
 _LARGE = 288, 320
 _LIMITS = {'num', 'nms_pre', 'max_per_img', 'num_points', 'subdivision_num_points'}
@@ -229,19 +229,23 @@ def update_page(page: str | Path, rows: Mapping[str, tuple[str, ...]]) -> None:
         rows: Of `compatibility_row`, by config.
 
     Raises:
-        UserError: If the page has no mark.
+        UserError: If the page has no mark, or a row is of none of the configs that are listed here.
     """
     page = Path(page)
     introduction, mark, _ = page.read_text().partition(MARK)
     if not mark:
         raise UserError(f'{page} has no line {MARK.strip()!r}, below which the tables go')
+    if unlisted := rows.keys() - {*NAMES, *OWN}:
+        raise UserError(f'{page} takes the configs of its list only, not {", ".join(sorted(unlisted))}')
     rows = read_rows(page) | rows
     sections = [introduction + mark, f'Run with {_versions()}.\n']
     for title, names in (('Stock configs', NAMES), ("mmdat's own configs", OWN)):
         body = [rows[name] for name in names if name in rows]
         works = sum(row[3:6] == ('yes',) * len(STEPS) for row in body)
         sections.append(f'## {title}: {works} of {len(names)} work\n\n{markdown_table(_COLUMNS, body)}\n')
-    page.write_text('\n'.join(sections))
+    new = page.with_suffix('.new')
+    new.write_text('\n'.join(sections))
+    new.replace(page)  # at once: others may be writing rows of theirs
 
 
 def _versions() -> str:
@@ -257,16 +261,13 @@ def _trial(cfg: Config, backbone: Mapping | None, outcome: Outcome) -> Iterator[
     settings.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     if backbone is not None:
         _replace_backbone(settings, backbone, outcome.remarks)
-    outcome.out_indices = tuple(settings.backbone.out_indices)
     _forget_pretrained(settings)
     size = _image_size(settings)
     _make_small(settings, size)
     model = revert_sync_batchnorm(MODELS.build(settings))
     model.init_weights()
-    loads = {
-        key for node in _nodes(cfg.train_dataloader) for key in ('with_mask', 'with_seg') if node.get(key)
-    }
-    make_batch = partial(_BATCHES[cfg.default_scope], size, loads)
+    outcome.out_indices = tuple(model.backbone.out_indices)
+    make_batch = partial(_BATCHES[cfg.default_scope], cfg, size)
     yield training_step
     outcome.used = _train(model, make_batch(), outcome.out_indices)
     yield prediction
@@ -389,7 +390,8 @@ def _train(model: nn.Module, batch: dict, out_indices: Sequence[int]) -> tuple[i
 
     def keep_maps(module: nn.Module, args: tuple, outs: Sequence[Tensor]) -> None:
         for out in outs:
-            out.retain_grad()
+            if out.requires_grad:
+                out.retain_grad()
             maps.append(out)
 
     model.train()
@@ -397,8 +399,8 @@ def _train(model: nn.Module, batch: dict, out_indices: Sequence[int]) -> tuple[i
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))
     hook = model.backbone.register_forward_hook(keep_maps)
     for parameter in model.backbone.parameters():
-        # the optimiser forgets them after its step
-        parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: p.grad}))
+        if parameter.requires_grad:  # its gradient is forgotten after the step
+            parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: p.grad}))
     log = model.train_step(batch, OptimWrapper(SGD(model.parameters(), lr=1e-4)))
     hook.remove()
     if not log['loss'].isfinite():
@@ -440,15 +442,18 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _detection_batch(size: tuple[int, int], loads: set[str]) -> dict:
-    """Two images, of which one has to be padded, with boxes and what else the config loads."""
+def _detection_batch(cfg: Config, size: tuple[int, int]) -> dict:
+    """Two images with boxes and what else the config loads. Where it pads images, one of them needs it."""
     from mmdet.testing import demo_mm_inputs
 
     height, width = size
-    shapes = [(3, height, width), (3, height - 8, width - 32)]
+    smaller = (height - 8, width - 32) if 'pad_size_divisor' in cfg.model.data_preprocessor else size
+    loads = {
+        key for node in _nodes(cfg.train_dataloader) for key in node if key.startswith('with_') and node[key]
+    }
     return demo_mm_inputs(
         2,
-        shapes,
+        [(3, height, width), (3, *smaller)],
         num_items=[3, 2],
         num_classes=80,
         with_mask='with_mask' in loads,
@@ -457,7 +462,7 @@ def _detection_batch(size: tuple[int, int], loads: set[str]) -> dict:
     )
 
 
-def _segmentation_batch(size: tuple[int, int], loads: set[str]) -> dict:
+def _segmentation_batch(cfg: Config, size: tuple[int, int]) -> dict:
     """Two images, with a class for each pixel."""
     from mmseg.structures import SegDataSample
 
@@ -469,7 +474,7 @@ def _segmentation_batch(size: tuple[int, int], loads: set[str]) -> dict:
     return pseudo_collate(samples)
 
 
-def _classification_batch(size: tuple[int, int], loads: set[str]) -> dict:
+def _classification_batch(cfg: Config, size: tuple[int, int]) -> dict:
     """Two images, of class 0 and 1."""
     from mmpretrain.structures import DataSample
 
@@ -483,7 +488,7 @@ def _images(size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
 
 
-_BATCHES: dict[str, Callable[[tuple[int, int], set[str]], dict]] = {
+_BATCHES: dict[str, Callable[[Config, tuple[int, int]], dict]] = {
     'mmdet': _detection_batch,
     'mmseg': _segmentation_batch,
     'mmpretrain': _classification_batch,
