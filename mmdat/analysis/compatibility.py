@@ -125,7 +125,7 @@ _PROBE = 224  # side of the images that tell what a backbone returns, in pixels
 _SIZE = 128, 160  # height and width in pixels
 _LARGE = 288, 320
 _LIMITS = {'num', 'nms_pre', 'max_per_img', 'num_points', 'subdivision_num_points'}
-_THRESHOLDS = {'score_thr', 'filter_thr', 'mask_thr'}
+_THRESHOLDS = dict(score_thr=0.0, filter_thr=0.0, mask_thr=0.0, min_bbox_size=-1)  # that filter nothing
 
 
 @dataclass
@@ -151,8 +151,8 @@ def try_config(name: str, backbone: Mapping | None = None) -> Outcome:
     """Builds a config with a backbone, makes a training step, and predicts, on two small random images.
 
     The loss has to be finite. Gradients have to reach all stages of the backbone up to the last one that is
-    used, and to be finite. Predictions have to be finite, and not empty: none is filtered by its score.
-    Weights are random, and seeded.
+    used, and to be finite. Predictions have to be finite, and not empty: none is filtered by its score or
+    size. Weights are random, and seeded.
 
     Args:
         name: `'LIBRARY::FOLDER/NAME'`, of an installed library.
@@ -344,7 +344,7 @@ def _forget_pretrained(model: ConfigDict) -> None:
 
 
 def _make_small(model: ConfigDict, size: tuple[int, int]) -> None:
-    """Small images, few regions and points, and no thresholds for scores, which are random."""
+    """Small images, few regions and points, and no thresholds for predictions, which are random."""
     preprocessor = model.data_preprocessor
     if 'size' in preprocessor:
         preprocessor.size = size
@@ -353,8 +353,7 @@ def _make_small(model: ConfigDict, size: tuple[int, int]) -> None:
     for node in chain(_nodes(model.get('train_cfg')), _nodes(model.get('test_cfg'))):
         for key in _LIMITS & node.keys():
             node[key] = min(node[key], 100)  # as many as Sparse R-CNN has proposals
-        for key in _THRESHOLDS & node.keys():
-            node[key] = 0.0
+        node.update({key: value for key, value in _THRESHOLDS.items() if key in node})
 
 
 def _image_size(model: ConfigDict) -> tuple[int, int]:
