@@ -17,6 +17,7 @@ def register_package() -> None:
     if 'mmdat' in MODULE2PACKAGE:
         return
     MODULE2PACKAGE['mmdat'] = 'mmdat'
+    MODULE2PACKAGE['mmseg'] = 'mmseg'  # "mmsegmentation" is not what the maintained line calls its package
     Config._get_cfg_path = staticmethod(_without_scope(Config._get_cfg_path))
 
 

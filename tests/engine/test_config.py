@@ -64,6 +64,18 @@ def test_each_config_has_a_work_dir_of_its_own():
     assert len({name_run(path) for path in configs}) == len(configs) > 60
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
+        'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    ],
+)
+def test_configs_of_the_libraries_by_name(name):
+    assert load_config(name).model.backbone.type.startswith('ResNet')
+
+
 def test_configs_by_name():
     cfg = load_config('mmdat::mask_rcnn/dat_t_1x_coco.py', {'data_root': '/mnt/coco'})
     assert cfg.model.backbone.type == 'mmdat.DAT'
