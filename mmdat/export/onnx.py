@@ -23,9 +23,9 @@ def write_onnx(
 ) -> None:
     """Writes a part of a model, for batches of every size.
 
-    By PyTorch's exporter of traces, which takes seconds where the newer one of `torch.export` graphs takes
-    minutes. It is told to infer no shapes: where its inference knows nothing, it takes for a constant what
-    the example had.
+    By PyTorch's exporter of traces, which is many times as fast as the newer one of `torch.export` graphs. It
+    is told to infer no shapes: where its inference knows nothing, it takes for a constant what the example
+    had.
 
     Args:
         part: What is exported.

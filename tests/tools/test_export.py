@@ -40,7 +40,7 @@ def test_a_file_and_what_is_said_of_it(folder, run_here, files):
     [
         (
             'mask_rcnn',
-            ['--out', 'x.onnx'],
+            ['--out', 'x.pt2'],
             'MaskRCNN cannot be exported whole: NMS and RoIAlign stand between its parts; '
             '--backbone-only exports its backbone',
         ),
