@@ -15,6 +15,8 @@ from mmdat.analysis.census import batch_size, count_module, count_training_step,
 from mmdat.analysis.census.tables import count_steps, replace_table
 from mmdat.backbones import DAT
 from mmdat.errors import UserError
+from mmdat.layers import DeformableAttention
+from mmdat.ops.deformable.backends import BACKENDS
 
 GIB = 2**30
 COCO = ['cascade_mask_rcnn', 'mask_rcnn', 'retinanet']
@@ -115,6 +117,18 @@ def test_peak_is_what_cpus_need(blocks_of_all_kinds, monkeypatch):
 
     report = count_module(blocks_of_all_kinds, tuple(x.shape))
     assert report.peak - report.kept['forward'] == pytest.approx(peak, rel=0.03)
+
+
+@pytest.mark.parametrize('backend', [name for name in BACKENDS if name != 'cpu'])
+def test_backends_are_counted_inside(backend, monkeypatch):
+    monkeypatch.setenv('MMDAT_BACKEND', backend)
+    module = DeformableAttention(32, num_heads=2, offset_groups=1, map_size=(8, 8))
+    counts = count_module(module, (1, 8, 8, 32), torch.bfloat16).total()
+    assert not [name for name in counts.kernels if name.startswith('mmdat')]
+    assert counts.kernels.total() > 60
+    assert not counts.waits
+    if backend == 'triton':
+        assert counts.kernels['forward_kernel'] == counts.kernels['queries_kernel'] == 1
 
 
 def test_with_cp_frees_memory_for_kernels(blocks_of_all_kinds):
