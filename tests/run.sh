@@ -7,4 +7,4 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash tools/setup_env.sh
 # Threads that wait for others sleep: spinning ones slow down whatever else runs on the machine, tools under test too.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
