@@ -2,17 +2,36 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from mmdat.checkpoint import trust_checkpoints
 from mmdat.ops.deformable.backends import cpu
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / 'shared' / 'data'
 
 
+SCHEMES = dict(CheckpointLoader._schemes)
+LOADERS = {name: getattr(mmengine_checkpoint, name) for name in ('load_from_http', '_safe_torch_load')}
+
+
 def pytest_addoption(parser):
     parser.addoption(
         '--full', action='store_true', help='repeat the experiments of tests/reliability as often as docs say'
     )
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_process_of_its_own():
+    """Undoes what tools change for the rest of a process, so that tests may come in any order."""
+    yield
+    CheckpointLoader._schemes = dict(SCHEMES)
+    for name, loader in LOADERS.items():
+        setattr(mmengine_checkpoint, name, loader)
+    trust_checkpoints(False)
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

@@ -31,8 +31,9 @@ def benchmark_exported(
     image = torch.randn(1, 3, *(shape or find_shape(model)), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         timings = interleaved_timings({'PyTorch': lambda: part(image), 'file': lambda: run(image)}, repeats)
+    name = device_name(torch.device('cpu'))
     ours, theirs = (1000 * timings[name].median for name in ('file', 'PyTorch'))
     return (
         f'latency of one image: {ours:.1f} ms beside {theirs:.1f} ms in PyTorch, ratio {ours / theirs:.2f} '
-        f'(medians of {repeats} turns, {torch.get_num_threads()} threads, {device_name()})'
+        f'(medians of {repeats} turns, {torch.get_num_threads()} threads, {name})'
     )

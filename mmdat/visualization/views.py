@@ -9,7 +9,7 @@ import numpy as np
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope, init_default_scope
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
@@ -155,11 +155,12 @@ class ViewedModel:
         if self._visualizer is None:
             # MMEngine shares visualizers by name; that of a run keeps its state and its backends
             own_name = dict(name=f'viewed model {id(self)}', vis_backends=None)
-            self._visualizer = VISUALIZERS.build(self.cfg.visualizer | own_name)
-            meta = self._dataset_meta
-            if meta is None:
-                with DATASETS.switch_scope_and_registry(None) as datasets:
-                    meta = datasets.get(self._dataset_type).METAINFO
+            with DefaultScope.overwrite_default_scope(self.cfg.get('default_scope')):
+                self._visualizer = VISUALIZERS.build(self.cfg.visualizer | own_name)
+                meta = self._dataset_meta
+                if meta is None:
+                    with DATASETS.switch_scope_and_registry(None) as datasets:
+                        meta = datasets.get(self._dataset_type).METAINFO
             self._visualizer.dataset_meta = meta
         return self._visualizer
 

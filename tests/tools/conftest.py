@@ -5,16 +5,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as mmengine_checkpoint
-
-from mmdat.checkpoint import trust_checkpoints
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with data, where the tools leave nothing behind in this process."""
+    """A working directory with data."""
     rng = np.random.default_rng(0)
     for name in 'abcdefghij':
         (tmp_path / 'data' / name).mkdir(parents=True)
@@ -24,12 +19,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / 'files').mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    for name in ('load_from_http', '_safe_torch_load'):
-        monkeypatch.setattr(mmengine_checkpoint, name, getattr(mmengine_checkpoint, name))
-    yield tmp_path
-    trust_checkpoints(False)
-    DefaultScope._instance_dict.clear()
+    return tmp_path
 
 
 @pytest.fixture

@@ -77,9 +77,10 @@ def enter(folder, run_here):
 
 
 def assert_refused(folder: Path, code: int, output: str, message: str) -> None:
-    """One line, an exit code, and nothing written."""
+    """One line, an exit code, and nothing written. Notes on the data, which come first, are no part of it."""
     assert code == 1, output
-    line, _, rest = output.partition('\n')
+    lines = [line for line in output.splitlines(keepends=True) if not line.startswith('note: ')]
+    line, _, rest = ''.join(lines).partition('\n')
     assert line.startswith('error: ')
     assert message in line
     assert rest.startswith('going on from') or not rest
