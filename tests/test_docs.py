@@ -37,6 +37,14 @@ def test_readme_links_every_page():
     assert not missing
 
 
+def test_the_backbone_of_the_page_runs():
+    page = (ROOT / 'docs/backbone.md').read_text()
+    found = {}
+    exec(re.search(r'```python\n(.*?)```', page, re.DOTALL)[1], found)
+    assert found['backbone'].out_channels == (192, 384, 768)
+    assert found['backbone'].out_strides == (8, 16, 32)
+
+
 def test_the_attention_of_the_page_runs():
     page = (ROOT / 'docs/attention_backends.md').read_text()
     code = re.search(r'```python\n(.*?)```', page, re.DOTALL)[1]
