@@ -119,7 +119,7 @@ install_mmcv() {
     # Two OpenCVs write the same files. The one that needs no libGL, which servers lack, must come last.
     [[ -n $wheel ]] && install "$wheel" && install --no-deps --force-reinstall "$opencv" && ops_work && return
     check_compiler && check_cuda_compiler
-    say '      no wheel of mmcv serves: compiling it, typically 6 to 20 minutes on 2 cores'
+    say '      no wheel of mmcv serves: compiling it, typically 6 to 20 minutes on 2 cores, unless pip has it in its cache'
     install -v --no-build-isolation "$mmcv" && install --no-deps --force-reinstall "$opencv" || return
     ops_work && return
     say "      the mmcv installed here, or in pip's cache, has no ops that fit: compiling it again"
