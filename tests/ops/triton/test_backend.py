@@ -119,7 +119,7 @@ MACHINES = {
     ),
     'ROCm': (lambda patch: patch.setattr(torch.version, 'hip', '6.4'), 'the kernels were not tried on ROCm'),
     'no Triton': (no_triton, 'Triton cannot be imported: import of triton halted'),
-    'an old Triton': (old_triton, 'the kernels need Triton 3.3 at least, not 2.1.0'),
+    'an old Triton': (old_triton, 'the kernels need Triton 3.4 at least, not 2.1.0'),
 }
 
 

@@ -18,7 +18,7 @@ from .base import DeformableBackend
 MAX_HEAD_DIMS = 128
 MAX_TABLE_SIZE = 111
 MIN_CAPABILITY = (8, 0)
-MIN_TRITON = (3, 3)  # 3.2 takes 168 KB of shared memory for `queries_kernel`, where 3.3 takes 72
+MIN_TRITON = (3, 4)  # 3.3 does not compile them
 
 _HALF = (torch.bfloat16, torch.float16)
 _logger = logging.getLogger('mmdat')
