@@ -1,8 +1,14 @@
-import sys
-
 import torch
 
-from mmdat.engine import Overrides, Parser, add_trust_argument, follow_data, load_config, run_tool
+from mmdat.engine import (
+    Overrides,
+    Parser,
+    add_trust_argument,
+    follow_data,
+    load_config,
+    report_files,
+    run_tool,
+)
 from mmdat.visualization import PicturePainter, ViewedModel, paint_files
 from mmdat.visualization.pictures import KINDS
 
@@ -53,15 +59,7 @@ def main():
     paint = PicturePainter(
         subject, args.what, args.query, args.predictions, args.top_k, args.by_head, args.layer, swin
     )
-    failed = False
-    for picture, error in paint_files(paint, args.images, args.out):
-        if picture is None:
-            failed = True
-            print(f'error: {error}', file=sys.stderr)
-        else:
-            print(picture)
-    if failed:
-        sys.exit(1)
+    report_files(paint_files(paint, args.images, args.out))
 
 
 if __name__ == '__main__':

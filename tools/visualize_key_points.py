@@ -1,8 +1,14 @@
-import sys
-
 import torch
 
-from mmdat.engine import Overrides, Parser, add_trust_argument, load_config, run_tool
+from mmdat.engine import (
+    Overrides,
+    Parser,
+    add_trust_argument,
+    follow_data,
+    load_config,
+    report_files,
+    run_tool,
+)
 from mmdat.visualization import KeyPointPainter, paint_files
 
 
@@ -19,16 +25,10 @@ def main():
     args = parser.parse_args()
 
     cfg = load_config(args.config, args.cfg_options)
+    cfg.load_from = args.checkpoint
+    follow_data(cfg, training=False)
     paint = KeyPointPainter(cfg, args.checkpoint, args.device, args.predictions)
-    failed = False
-    for picture, error in paint_files(paint, args.images, args.out_dir):
-        if picture is None:
-            failed = True
-            print(f'error: {error}', file=sys.stderr)
-        else:
-            print(picture)
-    if failed:
-        sys.exit(1)
+    report_files(paint_files(paint, args.images, args.out_dir))
 
 
 if __name__ == '__main__':

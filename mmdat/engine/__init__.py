@@ -4,6 +4,7 @@ from .cli import (
     add_amp_argument,
     add_trust_argument,
     base_parser,
+    report_files,
     run_tool,
     say_once,
 )
@@ -49,6 +50,7 @@ __all__ = [
     'load_config',
     'make_deterministic',
     'preflight',
+    'report_files',
     'resume',
     'run_tool',
     'say_once',

@@ -2,8 +2,9 @@ import os
 import sys
 import traceback
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
 from mmengine.config import DictAction
@@ -117,6 +118,19 @@ def say_once(text: str) -> None:
     """Prints by one process of each machine."""
     if _is_first():
         print(text)
+
+
+def report_files(results: Iterable[tuple[Path | None, str]]) -> None:
+    """Prints the path of each file that was made, or why it was not; exit code 1 if one failed."""
+    failed = False
+    for path, error in results:
+        if path is None:
+            failed = True
+            print(f'error: {error}', file=sys.stderr)
+        else:
+            print(path)
+    if failed:
+        sys.exit(1)
 
 
 def _is_first() -> bool:

@@ -1,5 +1,6 @@
 """`tools/visualize.py` from arguments to files and exit codes, with a Swin beside."""
 
+import re
 import runpy
 import sys
 
@@ -87,3 +88,22 @@ def test_one_line_each(files, tmp_path, monkeypatch, capsys):
         assert code == 2
         assert message in err
         assert err.count('\n') == 1
+
+
+def test_python_of_the_docs(files, tmp_path):
+    """The block of `docs/visualization.md` that draws one picture."""
+    page = (ROOT / 'docs/visualization.md').read_text()
+    code = re.search(r'```python\n(from mmdat.engine.*?)```', page, re.DOTALL)[1]
+    image = cv2.resize(
+        cv2.imread(str(files / 'image.png')), (200, 400)
+    )  # with the block's query in its middle
+    cv2.imwrite(str(tmp_path / 'image.png'), image)
+    paths = {'CONFIG': files / 'dat.py', 'CHECKPOINT': files / 'dat.pth', 'image.jpg': tmp_path / 'image.png'}
+    for name, path in paths.items():
+        assert f"'{name}'" in code
+        code = code.replace(f"'{name}'", repr(str(path)))
+    found = {}
+    exec(code, found)
+    assert found['picture'].dtype == np.uint8
+    assert found['picture'].shape[2] == 3
+    assert found['picture'].std() > 10
