@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
+from helpers.instances import forget_instances
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
@@ -31,7 +31,7 @@ def as_in_a_process_of_its_own():
     for name, loader in LOADERS.items():
         setattr(mmengine_checkpoint, name, loader)
     trust_checkpoints(False)
-    DefaultScope._instance_dict.clear()
+    forget_instances()
 
 
 @pytest.fixture

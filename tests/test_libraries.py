@@ -10,7 +10,7 @@ from helpers.narrow import ARCH, WIDTHS
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 
 from mmdat.backbones import DAT
 
@@ -21,12 +21,6 @@ BACKBONE = dict(
     img_size=64,
     drop_path_rate=0.0,
 )
-
-
-@pytest.fixture(autouse=True)
-def default_scope():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def build(scope: str, model: dict) -> BaseModel:

@@ -58,8 +58,7 @@ def retinanet():
     dims = settings.arch.embed_dims
     cfg.model.neck.update(in_channels=[2 * dims, 4 * dims, 8 * dims], out_channels=16)
     cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
-    yield cfg
-    DefaultScope._instance_dict.clear()
+    return cfg
 
 
 def init_detector(cfg: Config, path: str) -> nn.Module:

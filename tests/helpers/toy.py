@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers.instances import forget_instances
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
-from mmengine.visualization import Visualizer
 from torch.utils.data import Dataset
 
 from mmdat.engine import build_runner, resume
@@ -102,8 +101,7 @@ def toy_config(work_dir: Path, by_epoch: bool = True, workers: int = 0, **checkp
 
 def train(cfg: Config, killed: tuple[str, int] | None = None, go_on: str | None = 'auto') -> None:
     """Trains, up to an event and its count if these are given."""
-    for manager in (MessageHub, MMLogger, Visualizer):  # which else go on with the run of the same second
-        manager._instance_dict.clear()
+    forget_instances()  # of a run that began in the same second
     cfg = Config(cfg.to_dict())
     resume(cfg, go_on)
     if killed:

@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT
 from helpers.training import CONFIG, write_config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DefaultScope
 
 BACKBONE = 'model.backbone'
 
@@ -190,8 +189,7 @@ def refused(small, tmp_path, monkeypatch, capsys):
         assert sorted(path for path in tmp_path.iterdir() if path.suffix != '.py') == before
         return exit_.value.code, captured.err
 
-    yield run
-    DefaultScope._instance_dict.clear()
+    return run
 
 
 @pytest.mark.parametrize('case', CONFIGS)

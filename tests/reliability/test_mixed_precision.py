@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from helpers.narrow import ARCH, narrow_detector
 from mmengine.config import Config
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 
 from mmdat.backbones import DAT
 from mmdat.engine.mixed_precision import keep_boxes_in_float32
@@ -62,8 +62,6 @@ def test_backbones(name, dtype, trials):
 @pytest.fixture
 def default_scope():
     init_default_scope('mmdet')
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def detector_batch(model, size: tuple[int, int]) -> dict:

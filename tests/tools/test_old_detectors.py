@@ -17,7 +17,7 @@ from helpers.goldens import case_settings, read_golden
 from helpers.published import save_mmcv, weights_of
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from pycocotools import mask
 from torch import nn
@@ -68,12 +68,6 @@ OLD_NAMES = {
     )
     | {'decode_head.conv_seg': CONV, 'auxiliary_head.conv_seg': CONV},
 }
-
-
-@pytest.fixture(autouse=True)
-def default_scope():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def build(cfg: Config) -> nn.Module:

@@ -4,13 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.instances import forget_instances
 from helpers.tasks import CLASSIFIER
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from mmdat.errors import UserError
 from mmdat.visualization import AttentionPicturesHook, PicturePainter
@@ -50,8 +49,7 @@ def config(folder, *hooks):
 
 
 def train(cfg):
-    for manager in (MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
+    forget_instances()
     init_default_scope('mmpretrain')
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -86,8 +84,7 @@ def test_pictures_are_of_the_weights_that_are_validated(tmp_path, monkeypatch):
         lambda self, path: seen.update(drawn=self.subject.model.head.fc.weight.clone()) or {},
     )
     cfg = config(tmp_path, HOOK, dict(type='EMAHook', momentum=0.5))
-    for manager in (MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
+    forget_instances()
     init_default_scope('mmpretrain')
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Watch())
