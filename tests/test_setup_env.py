@@ -160,7 +160,8 @@ def test_no_python(checkout):
     status, out, err, _ = checkout.set_up()
     assert (status, out) == (1, '')
     assert err.count('\n') == 1
-    assert 'needs Python 3.10, 3.11 or 3.12 (found no python3 on PATH)' in err
+    assert 'needs Python 3.10, 3.11 or 3.12 with its venv module (Debian, Ubuntu: apt-get install' in err
+    assert 'python3: not there' in err
 
 
 def test_unfit_pythons(checkout):
@@ -170,8 +171,8 @@ def test_unfit_pythons(checkout):
     status, _, err, _ = checkout.set_up()
     assert status == 1
     assert err.count('\n') == 1
-    assert 'python3.12 does not run, python3.11 has no venv module (Debian, Ubuntu: apt-get install' in err
-    assert 'python3 is Python 3.13' in err
+    assert 'python3.12: not there, or does not run, python3.11: Python 3.11 without venv' in err
+    assert 'python3: Python 3.13' in err
 
 
 def test_named_python(checkout):
@@ -179,7 +180,7 @@ def test_named_python(checkout):
     checkout.add_python('mine', prelude='sys.version_info = (3, 9, 0)')
     status, _, err, _ = checkout.set_up(PYTHON='mine')
     assert status == 1
-    assert 'mine is Python 3.9' in err
+    assert 'mine: Python 3.9' in err
 
 
 def test_neither_wheel_nor_compiler(checkout):

@@ -1,8 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv at the repository root: what requirements.txt pins, and mmdat itself (editable).
-#
-#   bash tools/setup_env.sh
-#
+# Makes .venv at the repository root, with what requirements.txt pins and mmdat itself (editable): bash tools/setup_env.sh
 # Call it as often as you like: what is installed already is skipped, and an interrupted set-up is taken up again.
 #   PYTHON=python3.11   the Python to make .venv with, otherwise the first of 3.12, 3.11 and 3.10 on PATH
 #   MMCV_WHEELS=URL     an index with wheels of mmcv, instead of its makers'
@@ -25,45 +22,31 @@ recipe() { cat "$root"/{requirements.txt,setup.cfg,setup.py} - <<<"$root" | cksu
 
 # Whether all is as after the last call: looking at files is faster than importing packages.
 finished() {
-    local site
-    site=$(echo "$venv"/lib/python3*/site-packages)
     [[ -x $python && -e $stamp && $(<"$stamp") == "$(recipe)" ]] &&
-        cat "$site"/{torchvision/__init__.py,mmdet/__init__.py,mmcv/_ext.*,__editable__.mmdat-*} >/dev/null 2>&1
+        cat "$venv"/lib/python3*/site-packages/{torchvision/__init__.py,mmdet/__init__.py,mmcv/_ext.*,__editable__.mmdat-*} >/dev/null 2>&1
 }
 
-# Prints why a Python does not serve, or nothing. It may be a pyenv shim, which is there but does not run.
-why_not() {
-    "$1" - 2>/dev/null <<'PY' || echo 'does not run'
-import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    print('is Python %d.%d' % sys.version_info[:2])
-else:
-    try:
-        import ensurepip, venv
-    except ImportError:
-        print('has no venv module (Debian, Ubuntu: apt-get install python%d.%d-venv)' % sys.version_info[:2])
-PY
+# Prints what a Python is, or nothing: it may be a pyenv shim, which is there but does not run.
+kind() {
+    "$1" -c 'import sys, importlib.util as util
+print("Python %d.%d" % sys.version_info[:2] + ("" if util.find_spec("ensurepip") else " without venv"))' 2>/dev/null || true
 }
 
 make_venv() {
-    local name why found='' names=(python3.12 python3.11 python3.10 python3)
-    if [[ -x $python ]] && why=$(why_not "$python") && [[ $why != 'does not run' ]]; then
-        [[ -z $why ]] || die ".venv $why, and 3.10, 3.11 or 3.12 is needed: remove $venv and call this again"
-        return
-    fi
+    local name is found='' names=(python3.12 python3.11 python3.10 python3)
+    is=$(kind "$python")
+    [[ $is != 'Python 3.1'[0-2]* ]] || return 0
+    [[ -z $is ]] || die ".venv is $is, and 3.10, 3.11 or 3.12 is needed: remove $venv and call this again"
     [[ -z ${PYTHON:-} ]] || names=("$PYTHON")
     for name in "${names[@]}"; do
-        command -v "$name" >/dev/null || continue
-        why=$(why_not "$name")
-        if [[ -z $why ]]; then
-            say "making $venv with $("$name" --version)"
-            "$name" -m venv --clear "$venv" && return
-            die "$name could not make $venv"
-        fi
-        found+="${found:+, }$name $why"
+        is=$(kind "$name")
+        found+="${found:+, }$name: ${is:-not there, or does not run}"
+        [[ $is == 'Python 3.1'[0-2] ]] || continue
+        say "making $venv with $name ($is)"
+        "$name" -m venv --clear "$venv" && return
     done
-    die "needs Python 3.10, 3.11 or 3.12 (${found:-found no ${PYTHON:-python3} on PATH});" \
-        'install one, or name it in PYTHON='
+    die "needs Python 3.10, 3.11 or 3.12 with its venv module (Debian, Ubuntu: apt-get install python3-venv)," \
+        "on PATH or named in PYTHON=; tried $found"
 }
 
 # A killed pip leaves packages that look installed. pip writes INSTALLER and then RECORD last.
@@ -78,7 +61,6 @@ forget_half_installed() {
 }
 
 pip() { "$python" -m pip --disable-pip-version-check --no-input "$@"; }
-
 # All pins bind all steps, so that no step installs what a later one has to replace.
 install() { pip install --progress-bar off --constraint "$root/requirements.txt" "$@"; }
 
@@ -114,8 +96,6 @@ assert not torch.cuda.is_available() or version() != "not available", "compiled 
 # Under pip's build isolation mmcv sees no torch and installs, without a word, without its ops. And pip's cache of the
 # wheels it built does not know for which torch. So no mmcv is trusted unseen.
 install_mmcv() {
-    local opencv
-    opencv=$(pins opencv-python-headless)
     # Two OpenCVs write the same files. The one that needs no libGL, which servers lack, must come last.
     [[ -n $wheel ]] && install "$wheel" && install --no-deps --force-reinstall "$opencv" && ops_work && return
     check_compiler && check_cuda_compiler
@@ -148,7 +128,7 @@ finished && exit
 make_venv
 forget_half_installed
 : >"$log" && rm -f "$stamp"
-number=0 wheel='' mmcv=$(pins onedl-mmcv)
+number=0 wheel='' mmcv=$(pins onedl-mmcv) opencv=$(pins opencv-python-headless)
 find_wheel >>"$log" 2>&1 || check_compiler # before anything large is downloaded
 if [[ ${MMDAT_CPU_ONLY:-0} == 1 ]]; then export CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0; fi
 gigabytes=$(awk '/MemAvailable/ {print int($2 / 2500000)}' /proc/meminfo) # of which a compiler takes up to 2.5
