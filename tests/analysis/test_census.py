@@ -180,6 +180,9 @@ def test_training_steps(name, size):
     assert report.parts.keys() == {*FORWARD, *BACKWARD, 'update'}
     for part in report.parts:
         assert report.parts[part].kernels.total() > 0, part
+    update = report.parts['update']
+    assert {name.partition('.')[0] for name in update.kernels} == {'_fused_adamw_', '_foreach_add_'}
+    assert not update.copies
     assert report.parts['backward of the backbone'].kernels.total() > 400
     # what the losses of heads are known for
     assert bool(report.parts['neck and heads'].waits) == ('imagenet' not in name)

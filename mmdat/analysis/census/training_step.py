@@ -124,12 +124,12 @@ def _without_amp(cfg: dict) -> dict:
 
 
 def _fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """AdamW's state, as it is from the second step on."""
+    """AdamW's state, as it is from the second step on. A fused update has the number of steps on the device."""
     for group in optimizer.param_groups:
-        group['foreach'] = True
+        group['foreach'] = not group['fused']
         for parameter in group['params']:
             optimizer.state[parameter] = dict(
-                step=torch.zeros(()),
+                step=torch.zeros((), device=DEVICE if group['fused'] else None),
                 exp_avg=torch.zeros_like(parameter),
                 exp_avg_sq=torch.zeros_like(parameter),
             )
