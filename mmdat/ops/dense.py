@@ -3,19 +3,7 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention with an additive bias, Equation (2) of the paper.
-
-    Logits are biased and normalised in float32 at least, also under autocast.
-
-    Args:
-        q: Queries `(..., N_q, d)`.
-        k: Keys `(..., N_k, d)`.
-        v: Values `(..., N_k, d)`.
-        bias: Added to the scaled logits, broadcastable to `(..., N_q, N_k)`.
-
-    Returns:
-        `(..., N_q, d)` in the dtype of `v`.
-    """
+    """The formula of `attention` in `fused/attention.py`, Equation (2) of the paper, on any device."""
     return attention_weights(q, k, bias).to(v.dtype) @ v
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     'ladder dense sizes constants memory',
     'fused.kernel',
     'fused.attention fused.groups',
-    'neighborhood windows',
+    'fused.tiles neighborhood windows',
     'fused.neighborhood fused.windows',
     'native.build',
     'native.library native.operators native.chunks record',

@@ -47,31 +47,6 @@ def biases_of_kinds(bias: Tensor, masks: Tensor | None, dtype: torch.dtype) -> T
     return biases
 
 
-def group(
-    biases: Tensor, num_keys: int, num_tiles: int, num_inner: int, kind: int, kinds: Tensor
-) -> list[Group]:
-    """The groups of tiles.
-
-    Args:
-        biases: Of each kind, as `biases_of_kinds` returns them. One kind is that of all tiles.
-        num_keys: Of a tile.
-        num_tiles: All of them.
-        num_inner: Of them inside the map, those that come first.
-        kind: Theirs.
-        kinds: Of the others, `(num_tiles - num_inner,)`.
-    """
-    if len(biases) == 1:
-        num_inner, kind = num_tiles, 0
-    groups = []
-    if num_inner:
-        bias = biases[kind, ..., :num_keys].expand(num_inner, -1, -1, -1)
-        groups.append(Group(slice(0, num_inner), bias))
-    if num_inner < num_tiles:
-        bias = biases.index_select(0, kinds)[..., :num_keys]
-        groups.append(Group(slice(num_inner, num_tiles), bias))
-    return groups
-
-
 def attend_groups(groups: list[Group], heads: Heads) -> list[Attended]:
     """Attention inside the tiles, by group."""
     q, k, v = (t.transpose(1, 2) for t in heads)
@@ -103,14 +78,18 @@ def attend_groups_backward(
     return grads, grad_bias
 
 
-def project(groups: list[Group], attended: list[Attended], weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Fills `out` `(tiles, N, C)` with the output projection of the heads."""
+def project(groups: list[Group], attended: list[Attended], weight: Tensor, bias: Tensor) -> Tensor:
+    """Output projection of the heads, `(tiles * N, C)`."""
+    num_queries = attended[0].out.shape[2]
+    out = weight.new_empty(groups[-1].tiles.stop, num_queries, len(weight))
     for part, results in zip(groups, attended):
         torch.addmm(bias, merge_heads(results.out), weight.t(), out=part.rows(out))
+    return out.flatten(0, 1)
 
 
 def grad_of_projection(groups: list[Group], attended: list[Attended], grad: Tensor) -> Tensor:
-    """Gradient of the weight of `project` by that of its output `(tiles, N, C)`."""
+    """Gradient of the weight of `project` by that of its output `(tiles * N, C)`."""
+    grad = grad.unflatten(0, (groups[-1].tiles.stop, -1))
     first, *others = (part.rows(grad).t() @ merge_heads(r.out) for part, r in zip(groups, attended))
     return sum(others, first)
 

@@ -1,31 +1,23 @@
-"""Attention of each position of a map to the square around it on CUDA, by a fused kernel.
+"""Attention of each position of a map to the square around it on CUDA, by a fused kernel: how the map is cut.
 
 `../neighborhood.py` explains how tiles of queries and their regions of keys make it dense. Here all tiles are
-taken at once, those inside the map, which share one mask, before those at its borders. Training keeps the map
-in the dtype of the kernel and the kernel's output; all else is computed again in the backward pass.
+taken at once, those inside the map, which share one mask, before those at its borders. The map is cut after
+it is projected, because regions overlap. The rest is in `tiles.py`.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..constants import keep
 from ..ladder import Backend, choose_layer, compiler_reason, explain_layer
 from ..neighborhood import neighborhood_attention, neighborhood_mask, padding_to_tiles, region_bias, tile_size
-from .groups import (
-    Group,
-    Heads,
-    attend_groups,
-    attend_groups_backward,
-    biases_of_kinds,
-    grad_of_projection,
-    group,
-    project,
-)
-from .kernel import Attended, cast, compute_dtype, exact_sum, not_fused_reasons
+from .groups import Group, Heads
+from .kernel import not_fused_reasons
+from .tiles import Projections, Tiling, attend_in_tiles
 
 _SUM = 0  # of PyTorch's modes of bags
 
@@ -55,10 +47,11 @@ def neighborhood_attention_layer(
     kernel_size = inputs.kernel_size()
     bias = region_bias(bias_table, kernel_size).flatten(3).flatten(1, 2)
     images = max(MAX_LOGITS * len(x) // inputs.size(), 1)
-    outs = [
-        FusedNeighborhoodAttention.apply(x_i, w_qkv, b_qkv, w_proj, b_proj, bias, kernel_size)
-        for x_i in (x.split(images) if images < len(x) else [x])
-    ]
+    projections = Projections(w_qkv, b_qkv, w_proj, b_proj)
+    outs = []
+    for x_i in x.split(images) if images < len(x) else [x]:
+        tiles = cut_tiles(*x_i.shape[:3], kernel_size, x.device)
+        outs.append(attend_in_tiles(x_i, projections, bias, tiles.masks, tiles))
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 
 
@@ -104,18 +97,13 @@ class _Fused(Backend):
 _LADDER = (_Fused(),)
 
 
-class Tiles(NamedTuple):
-    """How a map is covered by tiles of `T x T` queries and their regions of `R x R` keys. Tiles inside come
-    first.
+@dataclass(frozen=True, eq=False)
+class Tiles(Tiling):
+    """Tiles of `T x T` queries and their regions of `R x R` keys.
 
     Attributes:
-        tile: `T`.
-        region: `R`.
-        total: All tiles.
-        num_inner: Those inside.
-        kinds: Of the others, rows of `masks`.
         masks: 0 for the neighbours of a query and `-inf` for other keys, of each kind of tile,
-            `(9, T * T, R * R)`. The kind of those inside is 4.
+            `(9, T * T, R * R)`.
         queries: Which pixels of the flattened maps are the queries of the tiles `(tiles * T * T,)`. For
             places outside the map, pixels at its border.
         outside: True for such queries, `(tiles * T * T, 1)`, or `None` where there are none.
@@ -125,11 +113,6 @@ class Tiles(NamedTuple):
         starts: Where those of each pixel start, `(B * H * W,)`.
     """
 
-    tile: int
-    region: int
-    total: int
-    num_inner: int
-    kinds: Tensor
     masks: Tensor
     queries: Tensor
     outside: Tensor | None
@@ -138,9 +121,39 @@ class Tiles(NamedTuple):
     uses: Tensor
     starts: Tensor
 
-    def groups(self, biases: Tensor) -> list[Group]:
-        """The tiles by their bias, see `groups.py`."""
-        return group(biases, self.region**2, self.total, self.num_inner, 4, self.kinds)
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The pixels."""
+        return x.reshape(-1, x.shape[-1]).to(dtype)
+
+    def rows_backward(self, grad: Tensor) -> Tensor:
+        return grad
+
+    def heads(self, qkv: Tensor, num_heads: int) -> Heads:
+        channels = qkv.shape[1] // 3
+        q = qkv[:, :channels].index_select(0, self.queries)
+        kv = qkv[:, channels:].index_select(0, self.keys)
+        k, v = kv.view(self.num_tiles, -1, 2, num_heads, channels // num_heads).unbind(2)
+        return Heads(q.view(self.num_tiles, -1, *k.shape[2:]), k, v)
+
+    def heads_backward(self, groups: list[Group], grads: list[Heads]) -> Tensor:
+        q = torch.cat([heads.q for heads in grads]).flatten(0, 1).flatten(1).index_select(0, self.places)
+        copies, shape = len(self.keys), grads[0].k.shape[2:]
+        kv = q.new_empty(copies + 1, 2 * q.shape[1])  # the last row stands for none
+        of_tiles = kv[:copies].view(self.num_tiles, -1, 2, *shape)
+        for part, heads in zip(groups, grads):
+            torch.stack((heads.k, heads.v), 2, out=of_tiles[part.tiles])
+        # sums in float32, and always in the same order
+        kv, *_ = torch.ops.aten._embedding_bag_forward_only(
+            kv, self.uses, self.starts, False, _SUM, False, None, False, copies
+        )
+        return torch.cat([q, kv], 1)
+
+    def join(self, out: Tensor) -> Tensor:
+        return out.index_select(0, self.places)
+
+    def join_backward(self, grad: Tensor) -> Tensor:
+        grad = grad.reshape(-1, grad.shape[-1]).index_select(0, self.queries)
+        return grad if self.outside is None else grad.masked_fill_(self.outside, 0)
 
 
 @keep(results=8)  # some MiB each
@@ -171,23 +184,24 @@ def cut_tiles(batch: int, height: int, width: int, kernel_size: int, device: tor
         return found.flatten(0, 2).index_select(0, order).flatten()
 
     outside = axes[0].outside[:, None, :, None] | axes[1].outside[None, :, None, :]
+    outside = outside.flatten(0, 1).repeat(batch, 1, 1).index_select(0, order).view(-1, 1)
     padded = bool(rows * tile - height or columns * tile - width)
     area = tile**2
     (y_tile, y_query), (x_tile, x_query) = (axis.place for axis in axes)
     places = numbers[:, y_tile[:, None], x_tile] * area + (y_query[:, None] * tile + x_query)
     return Tiles(
-        tile,
-        axes[0].region,
-        batch * rows * columns,
-        num_inner,
-        kinds.flatten().repeat(batch).index_select(0, order[num_inner:]),
-        masks.flatten(4, 5).flatten(2, 3).flatten(0, 1),
-        pixels(axes[0].queries, axes[1].queries),
-        outside.flatten(0, 1).repeat(batch, 1, 1).index_select(0, order).view(-1, 1) if padded else None,
-        pixels(axes[0].keys, axes[1].keys),
-        places.flatten().int(),
-        _uses(numbers, axes).flatten().int(),
-        torch.arange(batch * height * width, dtype=torch.int32, device=device) * 4,
+        num_tiles=batch * rows * columns,
+        num_inner=num_inner,
+        inner_kind=4,
+        kinds=kinds.flatten().repeat(batch).index_select(0, order[num_inner:]),
+        num_keys=axes[0].region ** 2,
+        masks=masks.flatten(4, 5).flatten(2, 3).flatten(0, 1),
+        queries=pixels(axes[0].queries, axes[1].queries),
+        outside=outside if padded else None,
+        keys=pixels(axes[0].keys, axes[1].keys),
+        places=places.flatten().int(),
+        uses=_uses(numbers, axes).flatten().int(),
+        starts=torch.arange(batch * height * width, dtype=torch.int32, device=device) * 4,
     )
 
 
@@ -255,89 +269,3 @@ def _uses(numbers: Tensor, axes: list[_Axis]) -> Tensor:
     tiles = numbers[:, y_tile, x_tile[:, None]]  # (B, H, W, 2, 2); of -1 anything
     found = tiles * region**2 + y_place * region + x_place[:, None]
     return torch.where((y_tile < 0) | (x_tile[:, None] < 0), numbers.numel() * region**2, found).flatten(3)
-
-
-class FusedNeighborhoodAttention(torch.autograd.Function):
-    """Neighbourhood attention with its projections, in the dtype of `compute_dtype`.
-
-    The bias is that of `region_bias`, `(M, T * T, R * R)`.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        w_qkv: Tensor,
-        b_qkv: Tensor,
-        w_proj: Tensor,
-        b_proj: Tensor,
-        bias: Tensor,
-        kernel_size: int,
-    ) -> Tensor:
-        dtype, num_heads = compute_dtype(x), len(bias)
-        tiles = cut_tiles(*x.shape[:3], kernel_size, x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            biases = biases_of_kinds(bias, tiles.masks, dtype)
-            w_qkv, b_qkv, w_proj, b_proj = cast([w_qkv, b_qkv, w_proj, b_proj], dtype)
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            groups = tiles.groups(biases)
-            attended = attend_groups(groups, _heads(rows, w_qkv, b_qkv, num_heads, tiles))
-            out = rows.new_empty(tiles.total, tiles.tile**2, x.shape[-1])
-            project(groups, attended, w_proj, b_proj, out)
-            out = out.flatten(0, 1).index_select(0, tiles.places).view(x.shape)
-        ctx.tiles, ctx.num_heads, ctx.dtype = tiles, num_heads, x.dtype
-        ctx.save_for_backward(
-            rows, w_qkv, b_qkv, w_proj, biases, *(t for results in attended for t in results)
-        )
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, w_qkv, b_qkv, w_proj, biases, *results = ctx.saved_tensors
-        attended = [Attended(*results[i : i + 4]) for i in range(0, len(results), 4)]
-        tiles, num_heads, channels = ctx.tiles, ctx.num_heads, rows.shape[1]
-        with torch.autocast(grad.device.type, enabled=False):
-            groups = tiles.groups(biases)
-            grad_rows = grad.reshape(-1, channels).index_select(0, tiles.queries)
-            if tiles.outside is not None:
-                grad_rows.masked_fill_(tiles.outside, 0)
-            grad_w_proj = grad_of_projection(groups, attended, grad_rows.unflatten(0, (tiles.total, -1)))
-            grad_b_proj = exact_sum(grad.flatten(0, 2))
-            grad_z = (grad_rows @ w_proj).view(tiles.total, -1, num_heads, channels // num_heads)
-
-            heads = _heads(rows, w_qkv, b_qkv, num_heads, tiles)
-            grads, grad_bias = attend_groups_backward(
-                groups, heads, attended, grad_z, ctx.needs_input_grad[5]
-            )
-            del heads, grad_z
-            grad_qkv = _join_heads(groups, grads, tiles)
-            del grads
-            grad_w_qkv = grad_qkv.t() @ rows
-            grad_b_qkv = exact_sum(grad_qkv)
-            grad_x = (grad_qkv @ w_qkv).view(grad.shape).to(ctx.dtype)
-        return grad_x, grad_w_qkv, grad_b_qkv, grad_w_proj, grad_b_proj, grad_bias, None
-
-
-def _heads(rows: Tensor, weight: Tensor, bias: Tensor, num_heads: int, tiles: Tiles) -> Heads:
-    channels = rows.shape[1]
-    qkv = torch.addmm(bias, rows, weight.t())
-    q = qkv[:, :channels].index_select(0, tiles.queries)
-    kv = qkv[:, channels:].index_select(0, tiles.keys)
-    shape = num_heads, channels // num_heads
-    return Heads(q.view(tiles.total, -1, *shape), *kv.view(tiles.total, -1, 2, *shape).unbind(2))
-
-
-def _join_heads(groups: list[Group], grads: list[Heads], tiles: Tiles) -> Tensor:
-    """Gradients of the map's queries, keys and values `(B * H * W, 3 C)` from those of the tiles."""
-    q = torch.cat([heads.q for heads in grads]).flatten(0, 1).flatten(1).index_select(0, tiles.places)
-    copies, shape = tiles.total * tiles.region**2, grads[0].k.shape[2:]
-    kv = q.new_empty(copies + 1, 2 * q.shape[1])  # the last row stands for none
-    of_tiles = kv[:copies].view(tiles.total, -1, 2, *shape)
-    for part, heads in zip(groups, grads):
-        torch.stack((heads.k, heads.v), 2, out=of_tiles[part.tiles])
-    # sums in float32, and always in the same order
-    kv, *_ = torch.ops.aten._embedding_bag_forward_only(
-        kv, tiles.uses, tiles.starts, False, _SUM, False, None, False, copies
-    )
-    return torch.cat([q, kv], 1)

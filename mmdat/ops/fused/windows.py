@@ -1,62 +1,53 @@
-"""Attention in the windows of a map on CUDA, by a fused kernel.
+"""Attention in the windows of a map on CUDA, by a fused kernel: how the map is cut.
 
-In the order of time: the map is cut into windows, in the dtype of the kernel and in one pass; one product
-gives queries, keys and values; the kernel attends; one product projects; one pass puts the windows together
-again. Training keeps the cut map and the kernel's output. Queries, keys and values, three times the map, are
-computed again in the backward pass.
+It is cut before it is projected, in the dtype of the kernel and in one pass, so that all else works on
+windows that lie one after the other. One more pass puts the output together again. The rest is in `tiles.py`.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..constants import keep
 from ..windows import window_kinds
-from .groups import (
-    Group,
-    Heads,
-    attend_groups,
-    attend_groups_backward,
-    biases_of_kinds,
-    grad_of_projection,
-    group,
-    project,
-)
-from .kernel import Attended, cast, compute_dtype, exact_sum
+from .groups import Group, Heads
+from .tiles import Projections, Tiling, attend_in_tiles
 
 
-class Windows(NamedTuple):
-    """How a map is cut. Windows that a roll and padding leave as they are come first, by image.
+def fused_window_attention(
+    x: Tensor, projections: Projections, bias: Tensor, masks: Tensor | None, shift: int
+) -> Tensor:
+    """`window_attention` of `native/windows.py`, in the dtype of `compute_dtype`."""
+    windows = cut_windows(*x.shape[:3], round(bias.shape[1] ** 0.5), shift, masks is not None, x.device)
+    return attend_in_tiles(x, projections, bias, masks, windows)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Tiling):
+    """Windows that a roll and padding leave as they are come first, by image.
 
     Attributes:
         size: Side of the windows.
         shift: By how much the map is rolled.
         inner: Rows and columns of the windows that come first, in each image.
-        num_inner: How many they are.
-        total: All windows.
         border: Where the positions of the others lie in the flattened maps `(n,)`. For padding, the pixel
             next to it.
         is_pixel: 0 for padding and 1 for others, `(n, 1)`, or `None` where nothing is padded.
-        kinds: Of the others, see `window_kinds`.
         places: The position in the windows of each pixel of the flattened maps, `(B * H * W,)`.
     """
 
     size: int
     shift: int
     inner: tuple[int, int]
-    num_inner: int
-    total: int
     border: Tensor
     is_pixel: Tensor | None
-    kinds: Tensor
     places: Tensor
 
-    def cut(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Positions of the windows `(windows * N, C)` of maps `(B, H, W, C)`, zero for padding."""
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Positions of the windows, zero for padding."""
         channels, area = x.shape[-1], self.size**2
-        rows = x.new_empty(self.total * area, channels, dtype=dtype)
+        rows = x.new_empty(self.num_tiles * area, channels, dtype=dtype)
         first = self.num_inner * area
         if first:
             y, x_ = (slice(self.shift, self.shift + n * self.size) for n in self.inner)
@@ -70,13 +61,23 @@ class Windows(NamedTuple):
                 torch.mul(others, self.is_pixel, out=rows[first:])
         return rows
 
-    def join(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """Maps `(B, H, W, C)` of the windows' positions."""
-        return rows.index_select(0, self.places).view(shape)
+    def rows_backward(self, grad: Tensor) -> Tensor:
+        return self.join(grad)
 
-    def groups(self, biases: Tensor) -> list[Group]:
-        """The windows by their bias, see `groups.py`."""
-        return group(biases, self.size**2, self.total, self.num_inner, 0, self.kinds)
+    def heads(self, qkv: Tensor, num_heads: int) -> Heads:
+        return Heads(*qkv.view(self.num_tiles, self.size**2, 3, num_heads, -1).unbind(2))
+
+    def heads_backward(self, groups: list[Group], grads: list[Heads]) -> Tensor:
+        grad_qkv = grads[0].q.new_empty(self.num_tiles, self.size**2, 3, *grads[0].q.shape[2:])
+        for part, of_heads in zip(groups, grads):
+            torch.stack(of_heads, 2, out=grad_qkv[part.tiles])
+        return grad_qkv.flatten(2).flatten(0, 1)
+
+    def join(self, out: Tensor) -> Tensor:
+        return out.index_select(0, self.places)
+
+    def join_backward(self, grad: Tensor) -> Tensor:
+        return self.rows(grad, grad.dtype)
 
 
 @keep
@@ -115,87 +116,23 @@ def cut_windows(
     )
     places = places.roll((shift, shift), (1, 2))[:, :height, :width]
 
+    is_pixel = of_border(_windows(is_pixel.unsqueeze(-1), size)).flatten(0, -2).repeat(batch, 1)
     padded = rows * size > height or columns * size > width
     return Windows(
-        size,
-        shift,
-        inner,
-        first,
-        batch * rows * columns,
-        of_border(_windows(pixels.unsqueeze(-1), size)).flatten(),
-        of_border(_windows(is_pixel.unsqueeze(-1), size)).flatten(0, -2).repeat(batch, 1) if padded else None,
-        of_border(kinds).flatten().repeat(batch),
-        places.flatten(),
+        num_tiles=batch * rows * columns,
+        num_inner=first,
+        inner_kind=0,
+        kinds=of_border(kinds).flatten().repeat(batch),
+        num_keys=size**2,
+        size=size,
+        shift=shift,
+        inner=inner,
+        border=of_border(_windows(pixels.unsqueeze(-1), size)).flatten(),
+        is_pixel=is_pixel if padded else None,
+        places=places.flatten(),
     )
 
 
 def _windows(x: Tensor, size: int) -> Tensor:
     """`(B, rows, columns, size, size, C)` of a map of whole windows `(B, H, W, C)`, a view."""
     return x.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
-
-
-class FusedWindowAttention(torch.autograd.Function):
-    """`window_attention` of `native/windows.py`, in the dtype of `compute_dtype`."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        w_qkv: Tensor,
-        b_qkv: Tensor,
-        w_proj: Tensor,
-        b_proj: Tensor,
-        bias: Tensor,
-        masks: Tensor | None,
-        shift: int,
-    ) -> Tensor:
-        dtype, (num_heads, area, _) = compute_dtype(x), bias.shape
-        windows = cut_windows(*x.shape[:3], round(area**0.5), shift, masks is not None, x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            biases = biases_of_kinds(bias, masks, dtype)
-            w_qkv, b_qkv, w_proj, b_proj = cast([w_qkv, b_qkv, w_proj, b_proj], dtype)
-            rows = windows.cut(x, dtype)
-            heads = _heads(rows, w_qkv, b_qkv, num_heads, area)
-            groups = windows.groups(biases)
-            attended = attend_groups(groups, heads)
-            out = torch.empty_like(rows)
-            project(groups, attended, w_proj, b_proj, out.unflatten(0, (-1, area)))
-            out = windows.join(out, x.shape)
-        ctx.windows, ctx.num_heads, ctx.dtype = windows, num_heads, x.dtype
-        ctx.save_for_backward(
-            rows, w_qkv, b_qkv, w_proj, biases, *(t for results in attended for t in results)
-        )
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, w_qkv, b_qkv, w_proj, biases, *results = ctx.saved_tensors
-        attended = [Attended(*results[i : i + 4]) for i in range(0, len(results), 4)]
-        windows, num_heads, area = ctx.windows, ctx.num_heads, ctx.windows.size**2
-        with torch.autocast(grad.device.type, enabled=False):
-            groups = windows.groups(biases)
-            grad_rows = windows.cut(grad, grad.dtype)
-            grad_w_proj = grad_of_projection(groups, attended, grad_rows.unflatten(0, (-1, area)))
-            grad_b_proj = exact_sum(grad.flatten(0, 2))
-            grad_z = (grad_rows @ w_proj).view(-1, area, num_heads, rows.shape[1] // num_heads)
-
-            heads = _heads(rows, w_qkv, b_qkv, num_heads, area)
-            grads, grad_bias = attend_groups_backward(
-                groups, heads, attended, grad_z, ctx.needs_input_grad[5]
-            )
-            del heads, grad_z
-            grad_qkv = rows.new_empty(windows.total, area, 3, *grads[0].q.shape[2:])
-            for part, of_heads in zip(groups, grads):
-                torch.stack(of_heads, 2, out=grad_qkv[part.tiles])
-            del grads
-            grad_qkv = grad_qkv.view(len(rows), -1)
-            grad_w_qkv = grad_qkv.t() @ rows
-            grad_b_qkv = exact_sum(grad_qkv)
-            grad_x = windows.join(grad_qkv @ w_qkv, grad.shape).to(ctx.dtype)
-        return grad_x, grad_w_qkv, grad_b_qkv, grad_w_proj, grad_b_proj, grad_bias, None, None
-
-
-def _heads(rows: Tensor, weight: Tensor, bias: Tensor, num_heads: int, area: int) -> Heads:
-    qkv = torch.addmm(bias, rows, weight.t())
-    return Heads(*qkv.view(-1, area, 3, num_heads, rows.shape[1] // num_heads).unbind(2))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fused.kernel import not_fused_reasons
-from ..fused.windows import FusedWindowAttention
+from ..fused.tiles import Projections
+from ..fused.windows import fused_window_attention
 from ..ladder import Backend, choose_layer, compiler_reason, explain_layer
 from ..windows import attend_in_windows, window_kinds, window_partition
 from . import window_kernel
@@ -50,7 +51,7 @@ def window_attention(
     if chosen is None:
         return _formula(*inputs)
     if chosen.name == 'fused':
-        return FusedWindowAttention.apply(*inputs)
+        return fused_window_attention(x, Projections(w_qkv, b_qkv, w_proj, b_proj), bias, masks, shift)
     return _OPERATORS[chosen.name](*inputs, chunk_rows(w_qkv, w_proj))
 
 

@@ -7,7 +7,8 @@ from helpers import fused
 from mmdat.ops.fused import groups
 from mmdat.ops.fused import neighborhood as neighborhood_module
 from mmdat.ops.fused.neighborhood import neighborhood_attention_layer
-from mmdat.ops.fused.windows import FusedWindowAttention
+from mmdat.ops.fused.tiles import Projections
+from mmdat.ops.fused.windows import fused_window_attention
 from mmdat.ops.native import windows
 from mmdat.ops.windows import shift_masks
 
@@ -22,6 +23,10 @@ def kernel(monkeypatch):
 def projections(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
     shapes = (3 * channels, channels), (3 * channels,), (channels, channels), (channels,)
     return [torch.randn(shape, dtype=dtype) / 3 for shape in shapes]
+
+
+def windows_by_kernel(x, w_qkv, b_qkv, w_proj, b_proj, bias, masks, shift) -> torch.Tensor:
+    return fused_window_attention(x, Projections(w_qkv, b_qkv, w_proj, b_proj), bias, masks, shift)
 
 
 def results(function, inputs) -> list[torch.Tensor]:
@@ -52,7 +57,7 @@ def test_windows(size, shifted, masked):
     ]
     masks = shift_masks(side, 2).double() if masked else None
     assert_equal(
-        results(lambda *tensors: FusedWindowAttention.apply(*tensors, masks, shift), inputs),
+        results(lambda *tensors: windows_by_kernel(*tensors, masks, shift), inputs),
         results(lambda *tensors: windows._formula(*tensors, masks, shift), inputs),
     )
 
@@ -64,7 +69,7 @@ def test_windows_of_other_sizes(window_size):
     inputs.append(torch.randn(1, window_size**2, window_size**2).double())
     masks = shift_masks(window_size, shift).double()
     assert_equal(
-        results(lambda *tensors: FusedWindowAttention.apply(*tensors, masks, shift), inputs),
+        results(lambda *tensors: windows_by_kernel(*tensors, masks, shift), inputs),
         results(lambda *tensors: windows._formula(*tensors, masks, shift), inputs),
     )
 
