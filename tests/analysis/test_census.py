@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT
-from helpers.counted import Attention, ChannelsLast, Checkpointed, Copier, PlainAttention, Reader
+from helpers.counted import Attention, ChannelsLast, Checkpointed, Copier, Gatherer, PlainAttention, Reader
 from helpers.narrow import ARCH, narrow
 from mmengine.config import Config
 from torch import nn
@@ -75,6 +75,16 @@ def test_bytes():
     assert report.parts['forward'].moved == 4 * (x + weight + bias + out)
     products = (out + weight + x) + (out + x + weight)
     assert report.parts['backward'].moved == 4 * (products + out + bias)
+
+
+# Of 1000 rows of 8 numbers in float32, by an index of 8 bytes a row. 5000 rows are all, some of them again.
+@pytest.mark.parametrize(('taken', 'read'), [(3, 3), (5000, 1000)])
+@pytest.mark.parametrize('gather', ['index_select', 'index', 'gather', 'embedding'])
+def test_bytes_of_gathers(gather, taken, read):
+    counts = count_module(Gatherer(gather, taken), (1000, 8), backward=False).parts['forward']
+    index = 8 * taken
+    assert counts.kernels.total() == 1
+    assert counts.moved == 4 * 8 * (read + taken) + index
 
 
 def test_fused_attention_keeps_no_logits():

@@ -73,3 +73,23 @@ class Copier(nn.Module):
         copy = deepcopy(x.detach())
         assert copy.fake_mode is x.fake_mode
         return x + copy
+
+
+class Gatherer(nn.Module):
+    """Takes rows of a matrix of 8 columns by an index, in one of PyTorch's ways."""
+
+    def __init__(self, way: str, count: int):
+        super().__init__()
+        self.way = way
+        self.register_buffer('index', torch.zeros(count, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.way:
+            case 'index_select':
+                return x.index_select(0, self.index)
+            case 'index':
+                return x[self.index]
+            case 'gather':
+                return x.gather(0, self.index[:, None].expand(-1, 8))
+            case 'embedding':
+                return F.embedding(self.index, x)

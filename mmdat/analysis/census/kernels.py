@@ -2,6 +2,9 @@
 
 By reading `aten/src/ATen/native/cuda` of PyTorch 2.10, not by measuring. Most operators are one kernel that
 reads its inputs and writes its outputs once; what differs stands in the tables here.
+
+What gathers by an index reads the rows that it takes, and not those between them. So as many bytes of its
+source count as are taken; or all of them where more are taken, because caches answer for the second time.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,12 +62,13 @@ def nbytes(x: Tensor) -> int:
 
 
 def count_bytes(call: Call, on_device: Callable[[Tensor], bool]) -> int:
-    """Bytes read and written by a kernel: every input once, every output once."""
+    """Bytes read and written by a kernel: every input once, or what is gathered of it, and every output."""
     written = [t for t in call.outputs() if on_device(t)]
     read = [t for t in call.inputs() if on_device(t)]
     if _name(call.func) in _ONLY_WRITE or 'out' in call.func._overloadname:
         read = [t for t in read if not any(t is out for out in written)]
-    return sum(map(nbytes, (*read, *written)))
+    source, size = call.args.get(_GATHERS.get(_name(call.func))), sum(map(nbytes, written))
+    return size + sum(min(nbytes(t), size) if t is source else nbytes(t) for t in read)
 
 
 def cost(call: Call) -> Cost:
@@ -108,6 +112,8 @@ _READ_HOST = {
     *'_unique2 unique_dim unique_consecutive bincount repeat_interleave'.split(),
 }
 _ONLY_WRITE = {'copy_', 'fill_', 'zero_', 'bernoulli_', 'uniform_', 'normal_', 'random_'}
+# By operator, the argument that it gathers from.
+_GATHERS = {'index_select': 'self', 'index': 'self', 'gather': 'self', 'take': 'self', 'embedding': 'weight'}
 _PRODUCTS = {'mm', 'addmm', 'addmm_', 'bmm', 'baddbmm', 'baddbmm_'}
 
 # Arguments of which a contiguous copy is made if they are none.
