@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmdat.layers import (
+    MLP,
     DeformableAttention,
     DeformableDETRAttention,
     NeighborhoodAttention,
@@ -66,6 +67,7 @@ LAYERS = {
     'shifted windows': (lambda: WindowAttention(96, 3, 7, shifted=True), (2, 200, 336, 96), 16),
     'deformable': (lambda: DeformableAttention(384, 12, 3, (14, 14), 2, 5), (2, 50, 84, 384), 38),
     'neighbourhoods': (lambda: NeighborhoodAttention(64, 2), (2, 200, 336, 64), 30),
+    'MLP': (lambda: MLP(96, 384), (2, 200, 336, 96), 5),
     'windows': (lambda: WindowAttention(96, 3, 7), (2, 200, 336, 96), 11),
     'fixed bias': (
         lambda: DeformableAttention(384, 12, 3, (14, 14), 2, 5, pos_bias='fixed'),

@@ -11,13 +11,14 @@ because the backward pass multiplies it by zeros. A bias that is expanded over w
 gradient is not summed by the kernel, and takes as much memory as if the bias were not expanded.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ladder import transform_reason
+from ..ladder import compiler_reason, transform_reason
 
 ALIGNMENT = 8  # numbers between the starts of a bias's rows
 
@@ -83,6 +84,35 @@ def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     casted = [torch.empty_like(t, dtype=dtype) for t in tensors]
     torch._foreach_copy_(casted, tensors)
     return casted
+
+
+def autocast_weights(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+    """Weights as autocast gives them to a product with `x`, all by one kernel. Autocast has one for each.
+
+    On other devices, and where something follows the single operations, they are left to autocast.
+    """
+    if (
+        x.device.type != 'cuda'
+        or not torch.is_autocast_enabled('cuda')
+        or any(weight.dtype != torch.float32 for weight in weights)
+        or compiler_reason(x)
+        or transform_reason()
+    ):
+        return weights
+    return _Cast.apply(compute_dtype(x), *weights)
+
+
+class _Cast(torch.autograd.Function):
+    """`cast` of tensors that have one dtype; the backward pass casts their gradients alike."""
+
+    @staticmethod
+    def forward(ctx, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype = tensors[0].dtype
+        return tuple(cast(list(tensors), dtype))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Cast.apply(ctx.dtype, *grads)
 
 
 def exact_sum(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fused.kernel import autocast_weights
 from ..ladder import Backend, choose_layer, explain_layer
 from .chunks import chunk_rows, not_chunked_reasons
 from .operators import define
@@ -25,7 +26,7 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         Like `x`.
     """
     if choose_layer(_LADDER, _Inputs(x, w1, b1, w2, b2)) is None:
-        return _formula(x, w1, b1, w2, b2)
+        return _formula(x, *autocast_weights(x, w1, b1, w2, b2))
     return _operator(x, w1, b1, w2, b2, chunk_rows(w1, w2))
 
 
