@@ -1,6 +1,7 @@
 """The census of training steps on a GPU that is not there: beside counts by hand and a measured peak."""
 
 import re
+from math import prod
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from mmdat.analysis.census import batch_size, count_module, count_training_step,
 from mmdat.analysis.census.tables import USUAL_BOXES, Step, replace_table
 from mmdat.backbones import DAT
 from mmdat.errors import UserError
-from mmdat.layers import DeformableAttention
+from mmdat.layers import DeformableAttention, WindowAttention
 from mmdat.ops.deformable.backends import BACKENDS
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 COCO = ['cascade_mask_rcnn', 'mask_rcnn', 'retinanet']
 ADE20K = ['semantic_fpn', 'upernet']
 FORWARD = ['backbone', 'neck and heads']
@@ -91,6 +92,15 @@ def test_fused_attention_keeps_no_logits():
     logits = 4 * 4 * 1024**2
     assert count_module(Attention(), (1, 1024, 64)).peak < logits
     assert count_module(PlainAttention(), (1, 1024, 64)).peak > 2 * logits
+
+
+def test_shifted_windows_need_a_quarter_of_plain_pytorch():
+    """Which moved 1688 MiB, and held 336 MiB beside the output, on the largest map of DAT-T for detection."""
+    shape = 2, 200, 336, 96
+    report = count_module(WindowAttention(96, 3, 7, shifted=True), shape, torch.bfloat16, backward=False)
+    output = 2 * prod(shape)
+    assert report.parts['forward'].moved < 1688 * MIB / 4
+    assert report.peak - report.kept['forward'] - output < 336 * MIB / 4
 
 
 def test_waits_and_copies():
