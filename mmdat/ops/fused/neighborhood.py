@@ -50,7 +50,7 @@ def neighborhood_attention_layer(
     projections = Projections(w_qkv, b_qkv, w_proj, b_proj)
     outs = []
     for x_i in x.split(images) if images < len(x) else [x]:
-        tiles = cut_tiles(*x_i.shape[:3], kernel_size, x.device)
+        tiles = cut_neighborhoods(*x_i.shape[:3], kernel_size, x.device)
         outs.append(attend_in_tiles(x_i, projections, bias, tiles.masks, tiles))
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 
@@ -98,7 +98,7 @@ _LADDER = (_Fused(),)
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles(Tiling):
+class NeighborhoodTiling(Tiling):
     """Tiles of `T x T` queries and their regions of `R x R` keys.
 
     Attributes:
@@ -108,7 +108,6 @@ class Tiles(Tiling):
             places outside the map, pixels at its border.
         outside: True for such queries, `(tiles * T * T, 1)`, or `None` where there are none.
         keys: Which pixels are the keys of the regions, alike.
-        places: The query of each pixel, `(B * H * W,)`.
         uses: The keys of each pixel, at most four, `(B * H * W * 4,)`; `tiles * R * R` stands for none.
         starts: Where those of each pixel start, `(B * H * W,)`.
     """
@@ -117,7 +116,6 @@ class Tiles(Tiling):
     queries: Tensor
     outside: Tensor | None
     keys: Tensor
-    places: Tensor
     uses: Tensor
     starts: Tensor
 
@@ -148,16 +146,15 @@ class Tiles(Tiling):
         )
         return torch.cat([q, kv], 1)
 
-    def join(self, out: Tensor) -> Tensor:
-        return out.index_select(0, self.places)
-
     def join_backward(self, grad: Tensor) -> Tensor:
         grad = grad.reshape(-1, grad.shape[-1]).index_select(0, self.queries)
         return grad if self.outside is None else grad.masked_fill_(self.outside, 0)
 
 
 @keep(results=8)  # some MiB each
-def cut_tiles(batch: int, height: int, width: int, kernel_size: int, device: torch.device) -> Tiles:
+def cut_neighborhoods(
+    batch: int, height: int, width: int, kernel_size: int, device: torch.device
+) -> NeighborhoodTiling:
     """How maps of this size are covered."""
     tile, reach = tile_size(kernel_size), kernel_size // 2
     axes = [_Axis.of(size, tile, reach, device) for size in (height, width)]
@@ -189,17 +186,17 @@ def cut_tiles(batch: int, height: int, width: int, kernel_size: int, device: tor
     area = tile**2
     (y_tile, y_query), (x_tile, x_query) = (axis.place for axis in axes)
     places = numbers[:, y_tile[:, None], x_tile] * area + (y_query[:, None] * tile + x_query)
-    return Tiles(
+    return NeighborhoodTiling(
         num_tiles=batch * rows * columns,
         num_inner=num_inner,
         inner_kind=4,
         kinds=kinds.flatten().repeat(batch).index_select(0, order[num_inner:]),
         num_keys=axes[0].region ** 2,
+        places=places.flatten().int(),
         masks=masks.flatten(4, 5).flatten(2, 3).flatten(0, 1),
         queries=pixels(axes[0].queries, axes[1].queries),
         outside=outside if padded else None,
         keys=pixels(axes[0].keys, axes[1].keys),
-        places=places.flatten().int(),
         uses=_uses(numbers, axes).flatten().int(),
         starts=torch.arange(batch * height * width, dtype=torch.int32, device=device) * 4,
     )

@@ -1,9 +1,9 @@
 """Attention in the tiles of a map with its projections on CUDA, by a fused kernel.
 
-Windows and neighbourhoods differ in how they cut a map; what is computed then stands here. Training keeps the
-map in the dtype of the kernel and the kernel's output. Queries, keys and values, three times the map and
-more, are computed again in the backward pass. A large tensor is freed before the next but one is made: how
-many there are at a time decides how much memory is needed.
+Windows and neighbourhoods differ in how they cut a map, see `Tiling`; all else is the same. Training keeps
+the map in the dtype of the kernel and the kernel's output. Queries, keys and values, three times the map and
+more, are computed again in the backward pass. Large tensors are deleted as soon as they have been used: those
+that are there at the same time decide how much memory a layer needs.
 """
 
 from abc import ABC, abstractmethod
@@ -36,6 +36,7 @@ class Tiling(ABC):
         inner_kind: Which of the masks they have.
         kinds: Which the others have, `(num_tiles - num_inner,)`.
         num_keys: `N_k`.
+        places: Which of the tiles' queries each pixel of the maps is, `(B * H * W,)`.
     """
 
     num_tiles: int
@@ -43,6 +44,7 @@ class Tiling(ABC):
     inner_kind: int
     kinds: Tensor
     num_keys: int
+    places: Tensor
 
     @abstractmethod
     def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,9 +62,9 @@ class Tiling(ABC):
     def heads_backward(self, groups: list[Group], grads: list[Heads]) -> Tensor:
         """Gradient of the rows' queries, keys and values `(n, 3 C)`, of those of the groups."""
 
-    @abstractmethod
     def join(self, out: Tensor) -> Tensor:
         """The maps' pixels `(B * H * W, C)`, of the tiles' queries `(num_tiles * N_q, C)`."""
+        return out.index_select(0, self.places)
 
     @abstractmethod
     def join_backward(self, grad: Tensor) -> Tensor:

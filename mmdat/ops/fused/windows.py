@@ -24,7 +24,7 @@ def fused_window_attention(
 
 
 @dataclass(frozen=True, eq=False)
-class Windows(Tiling):
+class WindowTiling(Tiling):
     """Windows that a roll and padding leave as they are come first, by image.
 
     Attributes:
@@ -34,7 +34,6 @@ class Windows(Tiling):
         border: Where the positions of the others lie in the flattened maps `(n,)`. For padding, the pixel
             next to it.
         is_pixel: 0 for padding and 1 for others, `(n, 1)`, or `None` where nothing is padded.
-        places: The position in the windows of each pixel of the flattened maps, `(B * H * W,)`.
     """
 
     size: int
@@ -42,7 +41,6 @@ class Windows(Tiling):
     inner: tuple[int, int]
     border: Tensor
     is_pixel: Tensor | None
-    places: Tensor
 
     def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Positions of the windows, zero for padding."""
@@ -73,9 +71,6 @@ class Windows(Tiling):
             torch.stack(of_heads, 2, out=grad_qkv[part.tiles])
         return grad_qkv.flatten(2).flatten(0, 1)
 
-    def join(self, out: Tensor) -> Tensor:
-        return out.index_select(0, self.places)
-
     def join_backward(self, grad: Tensor) -> Tensor:
         return self.rows(grad, grad.dtype)
 
@@ -83,7 +78,7 @@ class Windows(Tiling):
 @keep
 def cut_windows(
     batch: int, height: int, width: int, size: int, shift: int, masked: bool, device: torch.device
-) -> Windows:
+) -> WindowTiling:
     """How maps of this size are cut into windows, which have masks of their kinds or not."""
     rows, columns = (-(-n // size) for n in (height, width))
     # the last row and column have other masks
@@ -118,18 +113,18 @@ def cut_windows(
 
     is_pixel = of_border(_windows(is_pixel.unsqueeze(-1), size)).flatten(0, -2).repeat(batch, 1)
     padded = rows * size > height or columns * size > width
-    return Windows(
+    return WindowTiling(
         num_tiles=batch * rows * columns,
         num_inner=first,
         inner_kind=0,
         kinds=of_border(kinds).flatten().repeat(batch),
         num_keys=size**2,
+        places=places.flatten(),
         size=size,
         shift=shift,
         inner=inner,
         border=of_border(_windows(pixels.unsqueeze(-1), size)).flatten(),
         is_pixel=is_pixel if padded else None,
-        places=places.flatten(),
     )
 
 
