@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..benchmarks.ops import GPU_SHAPES, HEAD_DIMS, SHAPES, Shape
-from ..ops import explain, explain_mlp, explain_window_attention
-from .layers import mlp_inputs, window_inputs
+from ..ops import explain, explain_mlp, explain_neighborhood_attention, explain_window_attention
+from .layers import mlp_inputs, neighborhood_inputs, window_inputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,6 +21,7 @@ def describe_choices(device: torch.device) -> list[tuple[str, str, str, str]]:
         rows += [('deformable attention', str(shape), *cells) for cells in _by_dtypes(said)]
     for what, inputs, explain_layer in (
         ('attention in windows', window_inputs, explain_window_attention),
+        ('attention in neighbourhoods', neighborhood_inputs, explain_neighborhood_attention),
         ('MLP', mlp_inputs, explain_mlp),
     ):
         size = ' x '.join(map(str, inputs(torch.float32, 'meta')[0].shape))

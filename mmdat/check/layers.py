@@ -1,4 +1,4 @@
-"""What attention in windows and the MLP must do, whatever computes them."""
+"""What attention in windows and neighbourhoods and the MLP must do, whatever computes them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -6,30 +6,38 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..ops import explain_mlp, explain_window_attention, mlp, window_attention
+from ..ops import (
+    explain_mlp,
+    explain_neighborhood_attention,
+    explain_window_attention,
+    mlp,
+    neighborhood_attention_layer,
+    window_attention,
+)
 from ..ops.deformable.comparison import relative_errors
 from ..ops.ladder import REFERENCE
 from ..ops.windows import shift_masks
 from .cases import GRADIENT_LIMIT, HALF, OUT_LIMIT, Case, Finding, NotServedError, Subject
 from .environment import variable
 
-CHANNELS, HEADS, WINDOW = 96, 3, 7  # of the first stage of DAT-T
-NUM_LEARNED = {window_attention: 6, mlp: 5}  # of the arguments, the first
+CHANNELS, HEADS, WINDOW = 96, 3, 7  # of the first stage of DAT-T; neighbourhoods are as wide
+NUM_LEARNED = {window_attention: 6, neighborhood_attention_layer: 6, mlp: 5}  # of the arguments, the first
+
+_PROJECTIONS = (3 * CHANNELS, CHANNELS), (3 * CHANNELS,), (CHANNELS, CHANNELS), (CHANNELS,)
 
 
 def window_inputs(dtype: torch.dtype, device: torch.device | str, shift: int = 4) -> list:
     """Arguments of `window_attention`: a map that is no whole number of windows."""
     area = WINDOW**2
-    shapes = [
-        (2, 58, 87, CHANNELS),
-        (3 * CHANNELS, CHANNELS),
-        (3 * CHANNELS,),
-        (CHANNELS, CHANNELS),
-        (CHANNELS,),
-        (HEADS, area, area),
-    ]
+    shapes = [(2, 58, 87, CHANNELS), *_PROJECTIONS, (HEADS, area, area)]
     masks = shift_masks(WINDOW, shift).to(device, dtype) if shift else None
     return [*_random(shapes, dtype, device), masks, shift]
+
+
+def neighborhood_inputs(dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+    """Arguments of `neighborhood_attention_layer`: a map that is no whole number of tiles."""
+    table = HEADS, 2 * WINDOW - 1, 2 * WINDOW - 1
+    return _random([(2, 29, 44, CHANNELS), *_PROJECTIONS, table], dtype, device)
 
 
 def mlp_inputs(dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
@@ -59,7 +67,7 @@ def _compare(
     with variable('MMDAT_BACKEND', subject.backend):
         said = explain(*arguments)
         if not said.startswith(f'{subject.backend}: '):
-            raise NotServedError(said.partition(': ')[2])
+            raise NotServedError(said.partition(f'not {subject.backend}: ')[2] or f'served by {said}')
         ours = _results(function, arguments)
     with variable('MMDAT_BACKEND', REFERENCE):
         truth = _results(function, [t.double() if isinstance(t, Tensor) else t for t in arguments])
@@ -94,11 +102,17 @@ def _cases(
 
 # By the names of those that may compute them.
 LAYER_CASES = {
-    (REFERENCE, 'cpu', 'portable'): _cases(
+    (REFERENCE, 'cpu', 'portable', 'fused'): _cases(
         window_attention,
         explain_window_attention,
         'attention in windows',
         {'': partial(window_inputs, shift=0), 'shifted, ': window_inputs},
+    ),
+    (REFERENCE, 'fused'): _cases(
+        neighborhood_attention_layer,
+        explain_neighborhood_attention,
+        'attention in neighbourhoods',
+        {'': neighborhood_inputs},
     ),
     (REFERENCE, 'portable'): _cases(mlp, explain_mlp, 'MLP', {'': mlp_inputs}),
 }

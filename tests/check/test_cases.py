@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers import fused
 
 from mmdat.check import cases, layers
 from mmdat.check.cases import CAPTURED, CASES, COMPILED, Finding
@@ -12,6 +13,8 @@ from mmdat.ops import deformable_attention
 from mmdat.ops.deformable.comparison import NAMES, clear_of_knots, random_inputs, truth
 from mmdat.ops.deformable.coordinates import query_points
 from mmdat.ops.deformable.inputs import Inputs
+from mmdat.ops.fused import groups, neighborhood
+from mmdat.ops.native import windows
 
 GROUPS = {case.group: case for case in reversed(CASES)}  # the first of each
 # that compare results with each other, not with what is right
@@ -100,9 +103,13 @@ def test_graphs_are_captured_and_replayed(monkeypatch):
     assert [finding.what for finding in found] == ['out', *NAMES]  # an empty graph restores nothing
 
 
-@pytest.mark.parametrize('case', [c for group in LAYER_CASES.values() for c in group[:1]], ids=str)
-def test_wrong_layers_are_found(case, monkeypatch):
-    assert failures(case('portable')) == []
+# Of each layer the first case, by the last backend that CPUs have.
+ON_CPU = [([name for name in names if name != 'fused'][-1], group[0]) for names, group in LAYER_CASES.items()]
+
+
+@pytest.mark.parametrize(('backend', 'case'), ON_CPU, ids=str)
+def test_wrong_layers_are_found(backend, case, monkeypatch):
+    assert failures(case(backend)) == []
     results = layers._results
 
     def wrong(function, arguments):
@@ -112,7 +119,22 @@ def test_wrong_layers_are_found(case, monkeypatch):
         return found
 
     monkeypatch.setattr(layers, '_results', wrong)
-    assert [finding.what for finding in failures(case('portable'))] == ['gradient 3']
+    assert [finding.what for finding in failures(case(backend))] == ['gradient 3']
+
+
+@pytest.mark.parametrize(
+    'case', [case for names, group in LAYER_CASES.items() if 'fused' in names for case in group], ids=str
+)
+def test_fused_layers_are_as_exact_as_is_asked(case, monkeypatch):
+    """On CPUs that take the way of CUDA, with the kernel in equations."""
+    monkeypatch.setattr(groups, 'attend', fused.attend)
+    monkeypatch.setattr(groups, 'attend_backward', fused.attend_backward)
+    for module in (windows, neighborhood):
+        monkeypatch.setattr(module._Fused, 'not_supported_reasons', lambda self, inputs: [])
+    monkeypatch.setitem(windows._LADDERS, 'cpu', windows._LADDERS['cuda'])
+    findings = list(case('fused'))
+    assert len(findings) == 7
+    assert failures(findings) == []
 
 
 def test_findings_that_are_no_numbers_are_bad():
