@@ -1,4 +1,8 @@
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..ops.constants import keep
 
 
 class DropPath(nn.Module):
@@ -16,9 +20,13 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.drop_prob == 0:
             return x
-        keep_prob = 1 - self.drop_prob
-        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)
-        return x * (keep / keep_prob)
+        ones = _ones((len(x), *[1] * (x.ndim - 1)), x.dtype, x.device)
+        return x * F.dropout(ones, self.drop_prob)
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'
+
+
+@keep
+def _ones(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(shape, dtype=dtype, device=device)
