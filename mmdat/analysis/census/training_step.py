@@ -124,7 +124,7 @@ def _without_amp(cfg: dict) -> dict:
 
 
 def _fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """AdamW's state, as it is from the second step on. A fused update has the number of steps on the device."""
+    """AdamW's state from the second step on. A fused update has the number of steps on the device."""
     for group in optimizer.param_groups:
         group['foreach'] = not group['fused']
         for parameter in group['params']:
