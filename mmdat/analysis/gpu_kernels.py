@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..ops.triton import sampling
 from ..ops.triton.launch import Launch, launches
 from ..ops.triton.tiles import Case, heads_at_once
 from .tables import markdown_table
@@ -46,6 +47,7 @@ class Compiled(NamedTuple):
         shared_memory: In bytes.
         spilled: Stores to and loads from the stack, in the whole kernel.
         instructions: Of a warp in the hot loop, by class, for 32 pairs; empty for kernels without one.
+        opcodes: All its instructions, counted by name.
     """
 
     launch: Launch
@@ -53,6 +55,7 @@ class Compiled(NamedTuple):
     shared_memory: int
     spilled: tuple[int, int]
     instructions: dict[str, float]
+    opcodes: Counter[str]
 
     @property
     def name(self) -> str:
@@ -91,6 +94,7 @@ def compile_launch(launch: Launch, capability: tuple[int, int]) -> Compiled:
         built.metadata.shared,
         (count['STL'], count['LDL']),
         {name: number * 32 * launch.warps / pairs for name, number in mix.items()},
+        count,
     )
 
 
@@ -154,9 +158,43 @@ def table_of_cases(cases: list[Case]) -> str:
     return markdown_table(columns, rows)
 
 
+# Under autocast, with a network in half precision, and in float32.
+SAMPLING_CASES = (
+    sampling.Case(torch.float32, torch.bfloat16, 128),
+    sampling.Case(torch.bfloat16, torch.bfloat16, 128),
+    sampling.Case(torch.float32, torch.float32, 128),
+)
+
+
+def table_of_sampling(capabilities: list[tuple[int, int]]) -> str:
+    """One row for each kernel of `SAMPLING_CASES` on each card, as Markdown."""
+    rows = [
+        (
+            'sm_{}{}'.format(*capability),
+            kernel.name,
+            *(_spoken(dtype) for dtype in case[:2]),
+            case.channels,
+            kernel.registers,
+            '{} / {}'.format(*kernel.spilled),
+            f'{kernel.shared_memory / 1024:.0f}',
+        )
+        for capability in capabilities
+        for case in SAMPLING_CASES
+        for kernel in (compile_launch(launch, capability) for launch in sampling.launches(case))
+    ]
+    columns = (
+        *('card', 'kernel', 'features', 'result', 'channels of a group', 'registers'),
+        *('spilled stores / loads', 'shared memory, KiB'),
+    )
+    return markdown_table(columns, rows)
+
+
 def description(case: Case) -> str:
-    dtype = str(case.dtype).removeprefix('torch.')
-    return '{}, {}, {} x {}, {}'.format(dtype, case.head_dims, *case.table_size, case.heads)
+    return '{}, {}, {} x {}, {}'.format(_spoken(case.dtype), case.head_dims, *case.table_size, case.heads)
+
+
+def _spoken(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
 
 
 def versions() -> str:

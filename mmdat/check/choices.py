@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from ..benchmarks.ops import GPU_SHAPES, HEAD_DIMS, SHAPES, Shape
-from ..ops import explain, explain_mlp, explain_neighborhood_attention, explain_window_attention
-from .layers import mlp_inputs, neighborhood_inputs, window_inputs
+from ..ops import (
+    explain,
+    explain_mlp,
+    explain_neighborhood_attention,
+    explain_sampling,
+    explain_window_attention,
+)
+from .layers import mlp_inputs, neighborhood_inputs, sampling_inputs, window_inputs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,6 +29,7 @@ def describe_choices(device: torch.device) -> list[tuple[str, str, str, str]]:
         ('attention in windows', window_inputs, explain_window_attention),
         ('attention in neighbourhoods', neighborhood_inputs, explain_neighborhood_attention),
         ('MLP', mlp_inputs, explain_mlp),
+        ('sampling of keys', sampling_inputs, explain_sampling),
     ):
         size = ' x '.join(map(str, inputs(torch.float32, 'meta')[0].shape))
         said = {dtype: explain_layer(*inputs(dtype, device)) for dtype in DTYPES}

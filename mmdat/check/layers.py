@@ -1,4 +1,4 @@
-"""What attention in windows and neighbourhoods and the MLP must do, whatever computes them."""
+"""What attentions in pieces, the MLP and the sampling of keys must do, whatever computes them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,19 +9,22 @@ from torch import Tensor
 from ..ops import (
     explain_mlp,
     explain_neighborhood_attention,
+    explain_sampling,
     explain_window_attention,
     mlp,
     neighborhood_attention_layer,
+    sample_features,
     window_attention,
 )
-from ..ops.deformable.comparison import relative_errors
+from ..ops.deformable.comparison import random_features, relative_errors
 from ..ops.ladder import REFERENCE
 from ..ops.windows import shift_masks
 from .cases import GRADIENT_LIMIT, HALF, OUT_LIMIT, Case, Finding, NotServedError, Subject
 from .environment import variable
 
 CHANNELS, HEADS, WINDOW = 96, 3, 7  # of the first stage of DAT-T; neighbourhoods are as wide
-NUM_LEARNED = {window_attention: 6, neighborhood_attention_layer: 6, mlp: 5}  # of the arguments, the first
+# of the arguments, the first
+NUM_LEARNED = {window_attention: 6, neighborhood_attention_layer: 6, mlp: 5, sample_features: 2}
 
 _PROJECTIONS = (3 * CHANNELS, CHANNELS), (3 * CHANNELS,), (CHANNELS, CHANNELS), (CHANNELS,)
 
@@ -44,6 +47,12 @@ def mlp_inputs(dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
     """Arguments of `mlp`: a map of several chunks for the threads of a small machine."""
     shapes = [(2, 64, 104, CHANNELS), (4 * CHANNELS, CHANNELS), (4 * CHANNELS,), (CHANNELS, 4 * CHANNELS)]
     return _random([*shapes, (CHANNELS,)], dtype, device)
+
+
+def sampling_inputs(dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+    """Arguments of `sample_features`: positions stay in float32."""
+    features, locations, _ = random_features(num_points=1100)
+    return [features.to(device, dtype), locations.to(device)]
 
 
 def _random(
@@ -115,4 +124,7 @@ LAYER_CASES = {
         {'': neighborhood_inputs},
     ),
     (REFERENCE, 'portable'): _cases(mlp, explain_mlp, 'MLP', {'': mlp_inputs}),
+    (REFERENCE, 'triton'): _cases(
+        sample_features, explain_sampling, 'sampling of keys', {'': sampling_inputs}
+    ),
 }

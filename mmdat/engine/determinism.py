@@ -7,8 +7,8 @@ from mmengine.logging import print_log
 # What DAT's models use and PyTorch, as `torch.use_deterministic_algorithms` lists it, or mmcv adds up in no
 # fixed order on GPUs.
 NONDETERMINISTIC_ON_GPUS = (
-    'the gradients of F.grid_sample (deformable attention), F.interpolate (segmentation heads) and '
-    "AdaptiveAvgPool2d (UperNet), the 2d NLLLoss (segmentation), and mmcv's RoIAlign"
+    'the gradients of F.grid_sample (deformable attention, where no Triton kernel serves), F.interpolate '
+    "(segmentation heads) and AdaptiveAvgPool2d (UperNet), the 2d NLLLoss (segmentation), and mmcv's RoIAlign"
 )
 
 

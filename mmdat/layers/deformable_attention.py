@@ -114,8 +114,6 @@ class DeformableAttention(nn.Module):
         q = self.q(x)
         locations = self._deform(q).flatten(2, 3)  # (B, G, N_k, 2)
         sampled = self.sample(x, locations)
-        # once for both layers, which would copy it each
-        sampled = sampled.to(compute_dtype(x), memory_format=torch.contiguous_format)
         k, v = self.k(sampled), self.v(sampled)  # Eq. (6)
         heads = [self._split_heads(t) for t in (q.flatten(1, 2), k, v)]
         if self.pos_bias == 'relative':
@@ -132,13 +130,16 @@ class DeformableAttention(nn.Module):
     def sample(self, x: Tensor, locations: Tensor) -> Tensor:
         """Features of the map `x` `(B, H, W, C)` from which keys and values are made, `(B, N_k, C)`.
 
+        In the dtype of autocast where it is on: cast once for both layers, which would do it each.
+
         Args:
             x: Any number of channels that the groups divide.
             locations: `(B, G, N_k, 2)`, those of `sampling_locations` in one row.
         """
         if self.offset_range == 0 and self.coordinates == 'corners':
-            return average_cells(x, self.key_stride)
-        return sample_features(x, locations)  # Eq. (7), (8)
+            means = average_cells(x, self.key_stride)
+            return means.to(compute_dtype(x), memory_format=torch.contiguous_format)
+        return sample_features(x, locations, compute_dtype(x))  # Eq. (7), (8)
 
     def sampling_locations(self, x: Tensor) -> Tensor:
         """Where the keys of the input `x` `(B, H, W, C)` are sampled, `(B, G, H_k, W_k, 2)`.

@@ -1,4 +1,4 @@
-from .deformable import deformable_attention, explain, sample_features
+from .deformable import deformable_attention, explain, explain_sampling, sample_features
 from .flops import register_flops
 from .fused.attention import attention, explain_attention
 from .fused.neighborhood import explain_neighborhood_attention, neighborhood_attention_layer
@@ -13,6 +13,7 @@ __all__ = [
     'explain_attention',
     'explain_mlp',
     'explain_neighborhood_attention',
+    'explain_sampling',
     'explain_window_attention',
     'mlp',
     'neighborhood_attention',

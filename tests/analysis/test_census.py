@@ -149,6 +149,8 @@ def test_backends_are_counted_inside(backend, monkeypatch):
     assert not counts.waits
     if backend == 'triton':
         assert counts.kernels['forward_kernel'] == counts.kernels['queries_kernel'] == 1
+    sampling = ('sample_kernel', 'locations_kernel', 'features_kernel')
+    assert [counts.kernels[name] for name in sampling] == [backend != 'reference'] * 3
 
 
 def test_with_cp_frees_memory_for_kernels(blocks_of_all_kinds):

@@ -7,13 +7,16 @@ import pytest
 pytest.importorskip('triton')
 
 from mmdat.analysis.gpu_kernels import (
+    SAMPLING_CASES,
     SHARED_MEMORY,
     _parsed,
     compile_case,
+    compile_launch,
     default_cases,
     description,
     versions,
 )
+from mmdat.ops.triton import sampling
 
 PAGE = Path(__file__).parents[2] / 'docs/gpu_kernels.md'
 
@@ -43,6 +46,21 @@ def test_default_kernels(capability):
             (row,) = [row for row in page.splitlines() if row.startswith(start)]
             assert f'| {kernel.registers} | 0 / 0 |' in row
             assert f'| {kernel.total:.1f} |' in row
+
+
+@pytest.mark.parametrize('capability', [(8, 0), (9, 0)], ids=str)
+def test_sampling(capability):
+    """No spills, no atomic additions, sums by tensor cores; as the page says, if it is of this compiler."""
+    kernels = [compile_launch(launch, capability) for launch in sampling.launches(SAMPLING_CASES[0])]
+    assert [kernel.name for kernel in kernels] == ['sample', 'locations', 'features']
+    for kernel in kernels:
+        assert kernel.spilled == (0, 0), kernel.name
+        assert not {'RED', 'REDG', 'ATOM', 'ATOMG'} & kernel.opcodes.keys(), kernel.name
+    assert {'HMMA', 'HGMMA'} & kernels[-1].opcodes.keys()
+    if versions() in (page := PAGE.read_text()):
+        for kernel in kernels:
+            row = f'| sm_{capability[0]}{capability[1]} | {kernel.name} | float32 | bfloat16 | 128 |'
+            assert f'{row} {kernel.registers} | 0 / 0 |' in page
 
 
 def test_loops_are_found():

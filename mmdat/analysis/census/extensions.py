@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ...ops.deformable import sampling
 from ...ops.deformable.backends import BACKENDS
+from ...ops.deformable.backends import triton as attention
 from ...ops.deformable.inputs import Inputs
+from ...ops.triton import card
 from .counting import Census
 
 
 def follow_own_operators(census: Census) -> None:
-    """Lets a census count what the backends of deformable attention do inside, in this process for good."""
-    if 'triton' in BACKENDS:
-        _act_as_card(census)
+    """Lets a census count what the operators of deformable attention do inside, in this process for good."""
+    _act_as_card(census)
     for name, backend in BACKENDS.items():
 
         def forward(args: tuple, outs: tuple, backend=backend) -> None:
@@ -32,14 +34,23 @@ def follow_own_operators(census: Census) -> None:
         census.followed[getattr(torch.ops.mmdat, f'deformable_attention_{name}')] = forward
         census.followed[getattr(torch.ops.mmdat, f'deformable_attention_{name}_backward')] = backward
 
+    def sample(args: tuple, out: Tensor) -> None:
+        sampling.TritonSampling().forward(sampling.SampledInputs(*args), out)
+
+    def sample_backward(args: tuple, grads: tuple) -> None:
+        grad_out, *inputs = args
+        sampling.TritonSampling().backward(sampling.SampledInputs(*inputs), grad_out, grads)
+
+    census.followed[torch.ops.mmdat.sample_features_triton] = sample
+    census.followed[torch.ops.mmdat.sample_features_triton_backward] = sample_backward
+
 
 def _act_as_card(census: Census, capability: tuple[int, int] = (9, 0)) -> None:
     """Serves Triton's kernels without a card, and counts each where it would be launched."""
     from triton.runtime.jit import JITFunction
 
-    backend = import_module('...ops.deformable.backends.triton', __package__)
-    backend.capability = lambda device: capability
-    backend.obstacle = lambda *args: None
+    card.capability = lambda device: capability
+    attention.obstacle = sampling.obstacle = lambda *args: None
     os.environ['MMDAT_AUTOTUNE'] = '0'
     torch.cuda.get_device_name = lambda *args: 'no card'
     torch.cuda.device_of = nullcontext

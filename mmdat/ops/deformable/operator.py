@@ -81,11 +81,11 @@ def _register(backend: DeformableBackend) -> Operators:
         return *grads, None, None
 
     forward_op.register_autograd(differentiate, setup_context=setup_context)
-    backward_op.register_autograd(_refuse_second_derivatives)
+    backward_op.register_autograd(refuse_second_derivatives)
     return Operators(forward_op, backward_op)
 
 
-def _refuse_second_derivatives(ctx, *grads):
+def refuse_second_derivatives(ctx, *grads):
     raise NotImplementedError(
         'deformable attention has no second derivatives, because F.grid_sample, which samples its keys and '
         'its bias, has none'

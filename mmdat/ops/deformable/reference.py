@@ -60,16 +60,8 @@ def relative_position_bias(
     return bias.view(batch, num_heads, queries.shape[0], num_keys)
 
 
-def sample_features(features: Tensor, sampling_locations: Tensor) -> Tensor:
-    """Bilinear sampling `phi(x; p + dp)` of Equations (7) and (8), zero outside the map.
-
-    Args:
-        features: Channels-last map `(B, H, W, C)`.
-        sampling_locations: `(B, G, N_k, 2)`; each group samples its own `C / G` channels.
-
-    Returns:
-        `(B, N_k, C)` in the dtype of `features`, interpolated in that of `sampling_locations`.
-    """
+def sample_features_reference(features: Tensor, sampling_locations: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `sample_features`. By PyTorch's operation, which wants maps `(B G, C / G, H, W)`."""
     batch, height, width, channels = features.shape
     groups = sampling_locations.shape[1]
     maps = features.view(batch, height, width, groups, channels // groups).permute(0, 3, 4, 1, 2)
@@ -78,7 +70,8 @@ def sample_features(features: Tensor, sampling_locations: Tensor) -> Tensor:
         sampling_locations.flatten(0, 1).unsqueeze(1).flip(-1),
     )  # (B * G, C / G, 1, N_k)
     sampled = sampled.view(batch, channels, -1).transpose(1, 2)
-    return sampled.to(features.dtype)
+    # once for all that follows, which would copy it each
+    return sampled.to(dtype, memory_format=torch.contiguous_format)
 
 
 def sample_bilinearly(images: Tensor, points: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def backward(
     """Fills `grads` as `DeformableBackend.backward` says."""
     q, k, v, out, grad_out = (_rows(x, case.unit) for x in (*inputs[:3], out, grad_out))
     grad_q, grad_k, grad_v, grad_table, grad_locations = grads
-    lse = _aligned(lse)
+    lse = aligned(lse)
     shared = _Shared.of(inputs, case, execute)
     batch, num_heads, num_keys, _ = k.shape
     groups = grad_locations.shape[1]
@@ -221,7 +221,7 @@ class _Shared(NamedTuple):
 
     @classmethod
     def of(cls, inputs: Inputs, case: Case, execute: Callable[[Launch], None]) -> '_Shared':
-        table, locations = _aligned(inputs.bias_table), _aligned(inputs.sampling_locations)
+        table, locations = aligned(inputs.bias_table), aligned(inputs.sampling_locations)
         num_heads, *table_size = table.shape
         batch, groups, num_keys, _ = locations.shape
         scale = case.head_dims**-0.5
@@ -302,7 +302,7 @@ def _rows(x: Tensor, unit: int) -> Tensor:
     return x if fits else x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     x = x.contiguous()
     return x if _starts_aligned(x) else x.clone()
 

@@ -1,6 +1,6 @@
 """Compares a fused kernel with the equations before its first use on a card, where nobody may have run it.
 
-Two small shapes, the output and the five gradients, in the dtype of use, against the equations in float64 on
+Small shapes, the output and all gradients, in the dtype of use, twice, against the equations in float64 on
 the CPU, which takes a few hundred milliseconds besides compiling the kernel. The verdict is kept in the
 folder of `cache_folder`, under a name that holds what it depends on: the card and its driver, the versions,
 and the sources of the kernel. Of processes that ask at the same time one checks, the others wait and read.
@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import json
 import logging
-import math
 import os
 import re
 import threading
@@ -22,28 +21,18 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
-from ..deformable.backends.base import DeformableBackend
-from ..deformable.comparison import NAMES, clear_of_knots, random_inputs, relative_errors, truth
-from ..deformable.inputs import Inputs
+from ..deformable.backends.base import CheckedBackend
+from ..deformable.comparison import relative_errors
 from ..native.build import cache_folder
 
 PATIENCE = 300  # seconds, for another process that checks
-# More keys and queries than a tile has, and no whole numbers of tiles; a table of more knots than one has.
-SHAPES = (
-    dict(query_size=(9, 13), num_keys=70, table_size=(27, 27), head_dims=32),
-    dict(
-        query_size=(20, 7), num_keys=131, table_size=(33, 111), head_dims=32, coordinates='corners', batch=1
-    ),
-)
-
 _logger = logging.getLogger('mmdat')
 _known: dict[tuple, str | None] = {}
 
 
 def verdict(
-    backend: DeformableBackend,
+    backend: CheckedBackend,
     device: torch.device,
     dtype: torch.dtype,
     sources: Sequence[Path] = (),
@@ -56,9 +45,9 @@ def verdict(
     numbers nor autocast, gradient modes or streams.
 
     Args:
-        backend: What to check. Only its two passes are called.
+        backend: What to check. Only its `trials` are run.
         device: Where.
-        dtype: Of queries, keys and values.
+        dtype: Of use.
         sources: Files of the kernel, besides that of the backend's class; a change in them makes a new check.
         versions: Of what else the kernel depends on, besides PyTorch.
 
@@ -67,7 +56,7 @@ def verdict(
     """
     if os.environ.get('MMDAT_SELF_CHECK') == '0':
         return None
-    key = backend.name, device, dtype, _tf32(device, dtype)
+    key = backend.operation, backend.name, device, dtype, _tf32(device, dtype)
     if key in _known:
         return _known[key]
     if _must_wait(device):
@@ -78,11 +67,20 @@ def verdict(
         return None
     except Exception as error:  # of what surrounds the check
         _logger.warning(
-            f'The self-check of the kernel {backend.name} could not be made: {_first_line(error)}'
+            f'The self-check of the kernel {backend.name} for {backend.operation} could not be made: '
+            f'{_first_line(error)}'
         )
         said = None
     _known[key] = said
     return said
+
+
+def triton_verdict(backend: CheckedBackend, device: torch.device, dtype: torch.dtype) -> str | None:
+    """`verdict` on a backend whose kernels are in this folder."""
+    import triton
+
+    sources = sorted(Path(__file__).parent.glob('*.py'))
+    return verdict(backend, device, dtype, sources, {'triton': triton.__version__})
 
 
 def _must_wait(device: torch.device) -> bool:
@@ -95,7 +93,7 @@ def _must_wait(device: torch.device) -> bool:
 
 
 def _kept_verdict(
-    backend: DeformableBackend,
+    backend: CheckedBackend,
     device: torch.device,
     dtype: torch.dtype,
     sources: Sequence[Path],
@@ -120,15 +118,15 @@ def _kept_verdict(
     )
     if checked_here or os.environ.get('LOCAL_RANK', '0') == '0':
         _logger.warning(
-            f'The kernel {backend.name} is not used: {reason}. Please report this to the issue tracker of '
-            f'mmdat with the output of `python -m mmdat.check`. Deleting {path} checks again, '
-            'MMDAT_SELF_CHECK=0 uses the kernel all the same.'
+            f'The kernel {backend.name} for {backend.operation} is not used: {reason}. Please report this to '
+            'the issue tracker of mmdat with the output of `python -m mmdat.check`. '
+            f'Deleting {path} checks again, MMDAT_SELF_CHECK=0 uses the kernel all the same.'
         )
     return reason
 
 
 def _dependencies(
-    backend: DeformableBackend,
+    backend: CheckedBackend,
     device: torch.device,
     dtype: torch.dtype,
     sources: Sequence[Path],
@@ -140,7 +138,7 @@ def _dependencies(
     for path in (Path(inspect.getfile(type(backend))), Path(__file__), *sorted(sources)):
         digest.update(path.read_bytes())
     return {
-        'backend': backend.name,
+        'backend': f'{backend.name} for {backend.operation}',
         'device': torch.cuda.get_device_name(device) if cuda else device.type,
         'capability': str(torch.cuda.get_device_capability(device)) if cuda else '',
         'driver': driver_version() if cuda else '',
@@ -207,7 +205,7 @@ def _locked(path: Path) -> Iterator[None]:
             lock.release()
 
 
-def _in_a_thread(backend: DeformableBackend, device: torch.device, dtype: torch.dtype) -> list[str]:
+def _in_a_thread(backend: CheckedBackend, device: torch.device, dtype: torch.dtype) -> list[str]:
     """What `_failures` says, in a thread of its own, which has none of the caller's modes.
 
     Autocast, gradient and inference mode, transforms of `torch.func`, modes that follow operations, default
@@ -229,24 +227,15 @@ def _in_a_thread(backend: DeformableBackend, device: torch.device, dtype: torch.
     return outcome[0]
 
 
-def _failures(backend: DeformableBackend, device: torch.device, dtype: torch.dtype) -> list[str]:
+def _failures(backend: CheckedBackend, device: torch.device, dtype: torch.dtype) -> list[str]:
     """What a backend computes otherwise than the equations say; empty if nothing."""
     failures = []
-    for shape in SHAPES:
-        inputs, grad_out = random_inputs(**shape)
-        inputs = clear_of_knots(inputs)
-        rows, others = (t.to(dtype) for t in inputs[:3]), inputs[3:]
-        inputs = Inputs(*rows, *others)
-        tensors = (t.to(to) for t, to in zip(inputs.tensors(), backend.dtypes(inputs)))
-        inputs = Inputs(*tensors, inputs.query_size, inputs.coordinates)
-        grad_out = grad_out.to(inputs.q.dtype)
-        expected = truth(inputs, grad_out)
-        on_device = Inputs(*(t.to(device) for t in inputs.tensors()), inputs.query_size, inputs.coordinates)
+    for expected, run in backend.trials(dtype):
         if device.type == 'cuda':  # what others have broken before is not the kernel's fault
             torch.cuda.synchronize(device)
         try:
             with torch.cuda.device(device) if device.type == 'cuda' else nullcontext():
-                ours, again = (_run(backend, on_device, grad_out.to(device)) for _ in range(2))
+                ours, again = (run(device) for _ in range(2))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -254,24 +243,16 @@ def _failures(backend: DeformableBackend, device: torch.device, dtype: torch.dty
         limit = _limit(device, dtype)
         for name, error in relative_errors(ours, expected).items():
             if not error <= limit:
-                failures.append(f'{_SPOKEN[name]} is off by {error:.1e}, {limit:.1e} allowed')
+                failures.append(f'{_spoken(name)} is off by {error:.1e}, {limit:.1e} allowed')
             elif not ours[name].equal(again[name]):
-                failures.append(f'{_SPOKEN[name]} is not the same in two calls')
+                failures.append(f'{_spoken(name)} is not the same in two calls')
         if failures:
             break
     return failures
 
 
-_SPOKEN = {'out': 'the output'} | {name: f'the gradient of {name}' for name in NAMES}
-
-
-def _run(backend: DeformableBackend, inputs: Inputs, grad_out: Tensor) -> dict[str, Tensor]:
-    """Output and gradients, on the CPU. What a kernel does not write stays NaN."""
-    out, lse = (t.fill_(math.nan) for t in inputs.empty_outputs())
-    grads = tuple(t.fill_(math.nan) for t in inputs.empty_grads())
-    backend.forward(inputs, out, lse)
-    backend.backward(inputs, grad_out, out, lse, grads)
-    return {'out': out.cpu()} | {name: grad.cpu() for name, grad in zip(NAMES, grads)}
+def _spoken(name: str) -> str:
+    return 'the output' if name == 'out' else f'the gradient of {name}'
 
 
 def _limit(device: torch.device, dtype: torch.dtype) -> float:

@@ -24,7 +24,7 @@ from mmdat.ops.deformable.backends import BACKENDS
 from mmdat.ops.deformable.backends import triton as triton_backend
 from mmdat.ops.deformable.inputs import Inputs
 from mmdat.ops.deformable.operator import OPERATORS
-from mmdat.ops.triton import launch
+from mmdat.ops.triton import card, launch
 from mmdat.ops.triton.tiles import KERNELS, Case, candidates, use_default
 
 assert os.environ['TRITON_INTERPRET'] == '1'
@@ -41,7 +41,7 @@ def interpreter(monkeypatch):
     """Makes the CPU a card."""
     monkeypatch.setattr(triton_backend.Triton, 'device_type', 'cpu')
     monkeypatch.setattr(triton_backend, 'obstacle', torch.compiler.assume_constant_result(lambda *args: None))
-    monkeypatch.setattr(triton_backend, 'capability', lambda device: CAPABILITY)
+    monkeypatch.setattr(card, 'capability', lambda device: CAPABILITY)
 
 
 def random_inputs(
@@ -359,7 +359,7 @@ def test_autocast_and_checkpointing(monkeypatch):
 def test_self_check(monkeypatch, tmp_path):
     """Kernels that are wrong do not pass it."""
     shape = dict(query_size=(3, 5), num_keys=9, table_size=(7, 9), head_dims=16, batch=1)
-    monkeypatch.setattr('mmdat.ops.triton.self_check.SHAPES', [shape])
+    monkeypatch.setattr('mmdat.ops.deformable.comparison.SHAPES', [shape])
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv('MMDAT_SELF_CHECK', raising=False)
     device = torch.device('cpu')

@@ -13,9 +13,11 @@ from mmdat.ops.deformable.backends import BACKENDS, ladder
 from mmdat.ops.deformable.backends import triton as triton_backend
 from mmdat.ops.deformable.backends.portable import Portable
 from mmdat.ops.deformable.inputs import Inputs
+from mmdat.ops.triton import card as triton_card
 from mmdat.ops.triton.tiles import Case, use_default
 
 launch = pytest.importorskip('mmdat.ops.triton.launch', reason='needs Triton')
+compiled = pytest.importorskip('helpers.launches').compiled
 
 CARD = torch.device('cuda', 0)
 
@@ -24,11 +26,11 @@ CARD = torch.device('cuda', 0)
 def card(monkeypatch):
     """An H100, on which all kernels compile."""
     monkeypatch.delenv('MMDAT_BACKEND', raising=False)
-    monkeypatch.setattr(triton_backend, 'capability', lambda device: (9, 0))
+    monkeypatch.setattr(triton_card, 'capability', lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, 'device', lambda device: nullcontext())
     monkeypatch.setattr(launch.Launch, 'compile', lambda self: None)
     monkeypatch.setattr(triton_backend, 'self_check', lambda device, dtype: None)
-    cached = triton_backend.triton_obstacle, triton_backend._compile_obstacle, triton_backend._warn
+    cached = triton_card.triton_obstacle, triton_card.compile_obstacle, triton_card._warn
     for function in cached:
         function.cache_clear()
     yield
@@ -110,11 +112,11 @@ def old_triton(monkeypatch):
 
 MACHINES = {
     'no card': (
-        lambda patch: patch.setattr(triton_backend, 'capability', lambda device: None),
+        lambda patch: patch.setattr(triton_card, 'capability', lambda device: None),
         'PyTorch finds no card here',
     ),
     'an old card': (
-        lambda patch: patch.setattr(triton_backend, 'capability', lambda device: (7, 5)),
+        lambda patch: patch.setattr(triton_card, 'capability', lambda device: (7, 5)),
         'the kernels need a card of sm_80 at least, not sm_75',
     ),
     'ROCm': (lambda patch: patch.setattr(torch.version, 'hip', '6.4'), 'the kernels were not tried on ROCm'),
@@ -220,19 +222,6 @@ def on_meta(execute, **settings) -> None:
 
 def test_a_new_size_compiles_nothing():
     """The same constants, and the same of what Triton tells arguments apart by."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import make_backend
-    from triton.runtime.jit import create_function_from_signature
-
-    backend = make_backend(GPUTarget('cuda', 90, 32))
-
-    def compiled(launches):
-        found = []
-        for one in launches:
-            bind = create_function_from_signature(one.kernel.signature, one.kernel.params, backend)
-            _, specialization, options = bind(*one.args, **one.options())
-            found.append((one.kernel.fn.__name__, specialization, options))
-        return found
 
     def compiled_for(**settings):
         launches = []
@@ -337,7 +326,7 @@ def test_the_first_use_compiles_and_loads_both_passes(monkeypatch, tmp_path):
         compiler.max_shared_mem.cache_clear()
         for kernel in {one.kernel for one in launch.launches(case)}:
             kernel.device_caches.clear()
-        triton_backend._compile_obstacle.cache_clear()
-        said = triton_backend._compile_obstacle(CARD, case)
+        triton_card.compile_obstacle.cache_clear()
+        said = triton_card.compile_obstacle(CARD, 'attention', launch.launches, case)
         assert said is None if expected is None else expected in said
     compiler.max_shared_mem.cache_clear()

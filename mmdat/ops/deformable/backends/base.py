@@ -1,19 +1,32 @@
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...ladder import Backend
+from ..comparison import Trial, attention_trials
 from ..inputs import Inputs
 
 
-class DeformableBackend(Backend, ABC):
+class CheckedBackend(Backend, ABC):
+    """A backend that can be compared with the equations before its first use, by `triton/self_check.py`."""
+
+    operation: ClassVar[str]  # that it computes, in words
+
+    @abstractmethod
+    def trials(self, dtype: torch.dtype) -> Iterator[Trial]:
+        """What it must compute, in a dtype."""
+
+
+class DeformableBackend(CheckedBackend):
     """A backend of deformable attention: what it cannot serve, from which size it pays, and its two passes.
 
     `operator.py` registers its passes with PyTorch; `backends/__init__.py` gives it a place in the ladders.
     """
 
+    operation = 'deformable attention'
     device_type: ClassVar[str | None]  # for which it is registered, `None` for all
 
     def dtypes(self, inputs: Inputs) -> tuple[torch.dtype, ...]:
@@ -34,3 +47,6 @@ class DeformableBackend(Backend, ABC):
         self, inputs: Inputs, grad_out: Tensor, out: Tensor, lse: Tensor, grads: tuple[Tensor, ...]
     ) -> None:
         """Fills `grads`, those of the five tensors in their order, which are not initialised."""
+
+    def trials(self, dtype: torch.dtype) -> Iterator[Trial]:
+        return attention_trials(self, dtype)

@@ -1,27 +1,19 @@
 """Triton's kernels for NVIDIA cards, `mmdat/ops/triton/`, in bfloat16, float16 and float32."""
 
-import logging
-from functools import cache, partial
+from functools import partial
 from operator import index
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from ...triton import tuning
-from ...triton.self_check import verdict
+from ...triton import card, tuning
+from ...triton.self_check import triton_verdict
 from ...triton.tiles import Case, Pick, heads_at_once, use_default
 from ..inputs import Inputs
 from .base import DeformableBackend
 
 MAX_HEAD_DIMS = 128
 MAX_TABLE_SIZE = 111
-MIN_CAPABILITY = (8, 0)
-MIN_TRITON = (3, 4)  # 3.3 does not compile them
-
-_HALF = (torch.bfloat16, torch.float16)
-_logger = logging.getLogger('mmdat')
 
 
 class Triton(DeformableBackend):
@@ -37,7 +29,7 @@ class Triton(DeformableBackend):
     def dtypes(self, inputs: Inputs) -> tuple[torch.dtype, ...]:
         """Queries, keys and values in their half precision if they share one; all else in float32."""
         q, k, v, *_ = inputs
-        half = q.dtype in _HALF and q.dtype == k.dtype == v.dtype
+        half = q.dtype in card.HALF and q.dtype == k.dtype == v.dtype
         return (*(q.dtype if half else torch.float32,) * 3, torch.float32, torch.float32)
 
     def not_supported_reasons(self, inputs: Inputs) -> list[str]:
@@ -48,7 +40,7 @@ class Triton(DeformableBackend):
         if device.type != self.device_type:
             reasons.append(f'the tensors are on {device.type}')
         for dtype in {t.dtype for t in inputs.tensors()}:
-            if dtype != torch.float32 and dtype not in _HALF:
+            if dtype != torch.float32 and dtype not in card.HALF:
                 reasons.append(f'the kernels compute in float32 and half precision, not in {dtype}')
         if head_dims > MAX_HEAD_DIMS:
             reasons.append(f'the kernels take up to {MAX_HEAD_DIMS} channels a head, not {head_dims}')
@@ -110,76 +102,29 @@ def obstacle(
 
     `heads` is that of `tiles.Case`.
     """
-    if reason := card_obstacle(device) or triton_obstacle():
+    if reason := card.obstacle(device):
         return reason
     table_size = table_height, table_width
-    case = Case(capability(device), dtype, head_dims, table_size, heads, _precision(dtype))
-    return _compile_obstacle(device, case) or self_check(device, dtype)
+    case = Case(card.capability(device), dtype, head_dims, table_size, heads, _precision(dtype))
+    return card.compile_obstacle(device, Triton.operation, _launches, case) or self_check(device, dtype)
 
 
 def self_check(device: torch.device, dtype: torch.dtype) -> str | None:
     """What a comparison with the equations says, which is made at the first use on a card."""
-    import triton
-
-    sources = sorted(Path(tuning.__file__).parent.glob('*.py'))
-    return verdict(Triton(tuned=False), device, dtype, sources, {'triton': triton.__version__})
+    return triton_verdict(Triton(tuned=False), device, dtype)
 
 
-def card_obstacle(device: torch.device) -> str | None:
-    if torch.version.hip:
-        return 'the kernels were not tried on ROCm'
-    found = capability(device)
-    if found is None:
-        return 'PyTorch finds no card here'
-    if found < MIN_CAPABILITY:
-        return 'the kernels need a card of sm_{}{} at least, not sm_{}{}'.format(*MIN_CAPABILITY, *found)
-    return None
+def _launches(case: Case) -> list:
+    from ...triton.launch import launches
 
-
-@cache
-def triton_obstacle() -> str | None:
-    try:
-        import triton
-    except ImportError as error:
-        return f'Triton cannot be imported: {_first_line(error)}'
-    version = triton.__version__
-    if tuple(map(int, version.split('.')[:2])) < MIN_TRITON:
-        return 'the kernels need Triton {}.{} at least, not {}'.format(*MIN_TRITON, version)
-    return None
-
-
-@cache
-def capability(device: torch.device) -> tuple[int, int] | None:
-    """Of a card, or `None` if it is not there, as under fake tensors on another machine."""
-    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
-
-
-@cache
-def _compile_obstacle(device: torch.device, case: Case) -> str | None:
-    """Compiles both passes for a card, on tensors without numbers, and says once if that fails."""
-    try:
-        from ...triton.launch import launches
-
-        with unset_fake_temporarily(), torch.cuda.device(device):
-            for launch in launches(case):
-                launch.compile()
-    except Exception as error:  # Triton raises errors of many kinds, its compilers' among them
-        reason = f'Triton cannot compile its kernels: {type(error).__name__}: {_first_line(error)}'
-        _warn(f'Deformable attention is slower than it could be on this card: {reason}')
-        return reason
-    return None
-
-
-@cache
-def _warn(message: str) -> None:
-    _logger.warning(message)
+    return launches(case)
 
 
 def _case(inputs: Inputs) -> Case:
     q, *_ = inputs
     table_size = tuple(inputs.bias_table.shape[1:])
     heads = _heads(inputs, q.dtype)
-    return Case(capability(q.device), q.dtype, q.shape[-1], table_size, heads, _precision(q.dtype))
+    return Case(card.capability(q.device), q.dtype, q.shape[-1], table_size, heads, _precision(q.dtype))
 
 
 def _heads(inputs: Inputs, dtype: torch.dtype) -> int:
@@ -193,7 +138,3 @@ def _precision(dtype: torch.dtype) -> str:
     matmul = torch.backends.cuda.matmul
     allowed = matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
     return 'tf32' if allowed else 'ieee'
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [''])[0]
