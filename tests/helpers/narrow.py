@@ -1,9 +1,21 @@
 """A DAT that is small enough for tests, also inside the models of the configs."""
 
+import torch
 from mmengine.config import ConfigDict
+
+from mmdat.backbones import DAT
 
 ARCH = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
 WIDTHS = [16, 32, 64, 128]
+# settings of the two generations
+CVPR = dict(key_strides=(1, 1, 2, 1))
+PLUS = dict(arch=ARCH | dict(generation='pp'))
+
+
+def narrow_dat(**settings) -> DAT:
+    """With the same weights in each test."""
+    torch.manual_seed(0)
+    return DAT(**dict(arch=ARCH, img_size=64, window_size=4, drop_path_rate=0.0) | settings)
 
 
 def narrow(model: ConfigDict) -> None:
