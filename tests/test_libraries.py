@@ -119,28 +119,50 @@ def test_classifier():
     step(model, dict(inputs=list(images), data_samples=[sample, sample]))
 
 
-RESOLVE = """
-from mmengine.config import ConfigDict
-{before}
-from {scope}.registry import MODELS
-print(type(MODELS.build(ConfigDict(type='{type}'))).__module__)
+# To import the libraries takes seconds: one process does so, without mmdat, and each case runs in a copy.
+COPIES = """
+import os, sys
+import mmdet.models, mmpretrain.models, mmseg.models
+
+for case in sys.argv[1:]:
+    if os.fork() == 0:
+        assert 'mmdat' not in sys.modules
+        exec(case)
+        sys.exit()
+    os.wait()
 """
+BUILD = """
+from importlib import import_module
+import torch
+from mmengine.config import Config
+cfg = Config.fromstring({config!r}, '.py')
+with torch.device('meta'):
+    for scope in {scopes}:
+        model = import_module(scope + '.registry').MODELS.build(cfg.model)
+        print({case!r}, scope, type(model).__module__)
+"""
+SCOPES = ['mmengine', 'mmdet', 'mmseg', 'mmpretrain']
 
 
-@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg', 'mmpretrain'])
-@pytest.mark.parametrize(('type_', 'before'), [('mmdat.DAT', ''), ('DAT', 'import mmdat')])
-def test_type_resolves_in_a_fresh_process(scope, type_, before):
-    code = RESOLVE.format(scope=scope, type=type_, before=before)
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
-    assert result.stdout.strip().endswith('mmdat.backbones.dat'), result.stderr
+@pytest.fixture(scope='module')
+def resolved() -> str:
+    """A line `CASE SCOPE MODULE` for each class that a type was resolved to."""
+    full, short = "model = dict(type='mmdat.DAT')", "model = dict(type='DAT')"
+    imported = "custom_imports = dict(imports=['mmdat'])\n"
+    codes = [BUILD.format(case='full', config=full, scopes=[scope]) for scope in SCOPES]
+    codes += ['import mmdat\n' + BUILD.format(case='short', config=short, scopes=SCOPES)]
+    codes += [BUILD.format(case='custom_imports', config=imported + short, scopes=['mmdet'])]
+    command = [sys.executable, '-c', COPIES, *codes]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout + result.stderr
 
 
-def test_custom_imports(tmp_path):
-    config = tmp_path / 'config.py'
-    config.write_text("custom_imports = dict(imports=['mmdat'])\nmodel = dict(type='DAT')\n")
-    code = (
-        'from mmengine.config import Config; from mmdet.registry import MODELS; '
-        f'print(type(MODELS.build(Config.fromfile({str(config)!r}).model)).__name__)'
-    )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
-    assert result.stdout.strip().endswith('DAT'), result.stderr
+@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize('case', ['full', 'short'])
+def test_type_resolves_in_a_fresh_process(scope, case, resolved):
+    """`mmdat.DAT` without more, `DAT` once mmdat is imported."""
+    assert f'{case} {scope} mmdat.backbones.dat' in resolved.splitlines(), resolved
+
+
+def test_custom_imports(resolved):
+    assert 'custom_imports mmdet mmdat.backbones.dat' in resolved.splitlines(), resolved

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-# The recipe of 3x with a narrow backbone and small images.
+# The recipe of 3x with narrow layers, small images and few regions.
 CONFIG = """
 _base_ = '{root}/configs/mask_rcnn/dat_t_3x_coco.py'
 
@@ -23,8 +23,18 @@ narrow = dict(
 )
 model = dict(
     backbone=dict(arch=narrow, init_cfg=None),
-    neck=dict(in_channels=[16, 32, 64, 128]),
-    test_cfg=dict(rcnn=dict(score_thr=0.0)),  # so that an untrained model detects something
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=32),
+        mask_roi_extractor=dict(out_channels=16),
+        mask_head=dict(in_channels=16, conv_out_channels=16),
+    ),
+    test_cfg=dict(
+        rpn=dict(max_per_img=20),
+        rcnn=dict(score_thr=0.0, max_per_img=20),  # so that an untrained model detects something
+    ),
 )
 _resize = dict(type='Resize', scale=(320, 192), keep_ratio=True)
 _load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
