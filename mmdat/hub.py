@@ -1,7 +1,7 @@
 """mmdat's configs by name, `mmdat::mask_rcnn/dat_t_3x_coco.py`, for MMEngine's configs and hub."""
 
 import os.path as osp
-from functools import wraps
+from functools import cache, wraps
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -48,9 +48,12 @@ def _without_scope(get_cfg_path):
     Those of mmdat hold the backbone only: what its configs name is of the library in `default_scope`.
     """
 
+    # MMEngine reads all metafiles of a package for each name: most of the time that a config takes to load.
+    find = cache(lambda name: get_cfg_path(name, ''))
+
     @wraps(get_cfg_path)
     def get(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        path, scope = get_cfg_path(cfg_path, filename)
+        path, scope = find(cfg_path) if '::' in cfg_path else get_cfg_path(cfg_path, filename)
         return path, None if scope == 'mmdat' else scope
 
     return get

@@ -88,3 +88,11 @@ def test_names_of_no_config(name):
     with pytest.raises(UserError, match=f'^config {name} ') as info:
         load_config(name)
     assert '\n' not in str(info.value)
+
+
+def test_names_of_other_packages_are_looked_up_once(monkeypatch):
+    """MMEngine reads all metafiles of the package for each."""
+    path = str(ROOT / 'configs/retinanet/dat_t_1x_coco.py')
+    first = load_config(path)
+    monkeypatch.setattr('mmengine.config.utils.load', None)
+    assert load_config(path).to_dict() == first.to_dict()
