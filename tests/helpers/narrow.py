@@ -31,7 +31,7 @@ def narrow(model: ConfigDict) -> None:
 
 
 def narrow_detector(model: ConfigDict) -> None:
-    """Makes all of RetinaNet or Mask R-CNN small."""
+    """Makes all of RetinaNet, Mask R-CNN or Cascade Mask R-CNN small."""
     narrow(model)
     model.neck.out_channels = 16
     if 'roi_head' not in model:
@@ -40,5 +40,7 @@ def narrow_detector(model: ConfigDict) -> None:
     model.rpn_head.update(in_channels=16, feat_channels=16)
     heads = model.roi_head
     heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = 16
-    heads.bbox_head.update(in_channels=16, fc_out_channels=32)
+    box_heads = heads.bbox_head
+    for head in box_heads if isinstance(box_heads, list) else [box_heads]:
+        head.update(in_channels=16, conv_out_channels=16, fc_out_channels=32)
     heads.mask_head.update(in_channels=16, conv_out_channels=16)

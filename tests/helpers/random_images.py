@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import torch
-from helpers.narrow import narrow
+from helpers.narrow import narrow, narrow_detector
 from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import DetDataSample
@@ -81,13 +81,11 @@ def cascade() -> Config:
     """SyncBN in the three box heads, each with as many proposals of every image; no masks."""
     cfg = Config.fromfile(ROOT / 'configs/cascade_mask_rcnn/dat_t_1x_coco.py')
     model = cfg.model
-    narrow(model)
-    model.neck.out_channels = model.rpn_head.in_channels = model.rpn_head.feat_channels = 16
+    narrow_detector(model)
     roi_head = model.roi_head
     roi_head.mask_head = roi_head.mask_roi_extractor = None
-    roi_head.bbox_roi_extractor.out_channels = 16
     for head in roi_head.bbox_head:
-        head.update(num_shared_convs=1, in_channels=16, conv_out_channels=16, fc_out_channels=32)
+        head.num_shared_convs = 1
     train_cfg = model.train_cfg
     for stage, number in zip((train_cfg.rpn, *train_cfg.rcnn), (64, 64, 32, 16)):
         stage.sampler.update(type='FirstSampler', num=number)
