@@ -137,7 +137,8 @@ SHAPES = {
     'table of many chunks': dict(
         query_size=(5, 17), key_size=(2, 3), table_size=(35, 55), coordinates='corners', spread=0.3
     ),
-    'a table of 111 x 111': dict(query_size=(5, 5), key_size=(2, 2), table_size=(111, 111)),
+    'a table of 111 rows': dict(query_size=(5, 5), key_size=(2, 2), table_size=(111, 9)),
+    'a table of 111 columns': dict(query_size=(5, 5), key_size=(2, 2), table_size=(9, 111)),
 }
 
 
