@@ -157,6 +157,7 @@ def resolved() -> str:
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scope', SCOPES)
 @pytest.mark.parametrize('case', ['full', 'short'])
 def test_type_resolves_in_a_fresh_process(scope, case, resolved):
@@ -164,5 +165,6 @@ def test_type_resolves_in_a_fresh_process(scope, case, resolved):
     assert f'{case} {scope} mmdat.backbones.dat' in resolved.splitlines(), resolved
 
 
+@pytest.mark.slow
 def test_custom_imports(resolved):
     assert 'custom_imports mmdet mmdat.backbones.dat' in resolved.splitlines(), resolved

@@ -94,6 +94,7 @@ def run(tmp_path, coco_root):
     return run
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_go_on(run, tmp_path):
     train = ['bash', 'tools/dist_train.sh', '{config}', '2', '--work-dir', '{work_dir}']
     output = run(*train)

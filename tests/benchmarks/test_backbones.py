@@ -8,6 +8,7 @@ from mmdat.benchmarks.backbones import CASES, SWINS, Case, benchmark_backbones, 
 SMALL = Case('small', (1, 3, 64, 96))
 
 
+@pytest.mark.slow
 def test_table_and_profile(monkeypatch):
     monkeypatch.setitem(SWINS, 'not_a_library', None)
     text = benchmark_backbones([SMALL, Case('classifier', (2, 3, 64, 64), dense=False)], 2, profile=True)

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip('triton')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file', ['interpreted.py', 'interpreted_sampling.py'])
 def test_kernels_in_the_interpreter(file):
     """In a process of its own, because Triton decides for all kernels when it is imported."""
