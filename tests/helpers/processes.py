@@ -11,6 +11,12 @@ import torch
 
 from .training import ROOT, free_port
 
+# What trainings import, which takes seconds.
+PRELOADED = ['mmdat.engine']
+PRELOADED += [
+    f'{library}.{part}' for library in ('mmdet', 'mmseg') for part in ('engine', 'evaluation', 'models')
+]
+
 
 def run_together(function: Callable, world_size: int, folder: Path, *args, **kwargs) -> list:
     """What `function(*args, **kwargs)` returns in each of `world_size` processes of a launcher.
@@ -19,7 +25,7 @@ def run_together(function: Callable, world_size: int, folder: Path, *args, **kwa
     of `tests/helpers`. Results go through files in `folder`. A tool ends its process without one: `None`.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmdat.engine', 'mmdet.models', 'mmseg.models'])
+    context.set_forkserver_preload(PRELOADED)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     processes = [
