@@ -1,3 +1,5 @@
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,23 @@ def as_in_a_process_of_its_own():
 def trials(request):
     """`trials(short, full)`: how often to repeat an experiment, in CI and with `--full`."""
     return lambda short, full: full if request.config.getoption('--full') else short
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a tool in this process, because to start one takes seconds; gives the exit code and the output."""
+
+    def run_here(tool: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools' / tool), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(sys.argv[0], run_name='__main__')
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.err + captured.out
+
+    return run_here
 
 
 @pytest.fixture

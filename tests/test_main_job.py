@@ -67,13 +67,19 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def run(tmp_path, coco_root):
+def config(tmp_path) -> Path:
+    path = tmp_path / 'small.py'
+    path.write_text(CONFIG.format(root=ROOT))
+    return path
+
+
+@pytest.fixture
+def run(config, tmp_path, coco_root):
     """Runs a command of the tools on the small config and the real images."""
-    (tmp_path / 'small.py').write_text(CONFIG.format(root=ROOT))
 
     def run(*command: str, options: tuple[str, ...] = (), fails: bool = False) -> str:
         result = subprocess.run(
-            [arg.format(config=tmp_path / 'small.py', work_dir=tmp_path / 'work') for arg in command]
+            [arg.format(config=config, work_dir=tmp_path / 'work') for arg in command]
             + ['--cfg-options', f'data_root={coco_root}', 'train_cfg.max_epochs=1', *options],
             cwd=ROOT,
             env=os.environ
@@ -114,9 +120,11 @@ def test_train_evaluate_and_go_on(run, tmp_path):
     assert 'Epoch(train) [1]' not in output
 
 
-def test_a_checkpoint_that_does_not_fit(run, tmp_path):
+def test_a_checkpoint_that_does_not_fit(run_here, config, coco_root, tmp_path):
     torch.save({'meta': {}, 'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'x.pth')
-    output = run('python', 'tools/test.py', '{config}', f'{tmp_path}/x.pth', fails=True)
+    arguments = '--work-dir', tmp_path / 'work', '--cfg-options', f'data_root={coco_root}'
+    code, output = run_here('test.py', config, tmp_path / 'x.pth', *arguments)
+    assert code == 1
     assert 'missing: backbone.patch_embed.projection.weight' in output
     assert 'unexpected: backbone.conv1.weight' in output
 

@@ -67,21 +67,16 @@ def check_goes_on(work_dir: Path, code: int, output: str) -> None:
 
 
 @pytest.mark.slow
-def test_files_cannot_grow(tmp_path, work_dir):
+def test_files_cannot_grow(tmp_path, work_dir, run_here):
     """`RLIMIT_FSIZE`, which anyone can set."""
-    command = [
-        sys.executable,
-        'tools/train.py',
-        str(write_config(tmp_path, EXTRA)),
-        '--work-dir',
-        str(work_dir),
-    ]
-    code, output = run_tool(tmp_path, *command, options=('train_cfg.max_epochs=1',))
+    arguments = str(write_config(tmp_path, EXTRA)), '--work-dir', str(work_dir)
+    data = '--cfg-options', f'data_root={tmp_path / "data"}'
+    code, output = run_here('train.py', *arguments, *data, 'train_cfg.max_epochs=1')
     assert code == 0, output
     half = (work_dir / 'epoch_1.pth').stat().st_size // 2048
-    limited = ['bash', '-c', f'ulimit -f {half}; exec "$@"', 'limited', *command]
-    check_refused(work_dir, *run_tool(tmp_path, *limited))
-    check_goes_on(work_dir, *run_tool(tmp_path, *command))
+    limited = ['bash', '-c', f'ulimit -f {half}; exec "$@"', 'limited', sys.executable, 'tools/train.py']
+    check_refused(work_dir, *run_tool(tmp_path, *limited, *arguments))
+    check_goes_on(work_dir, *run_here('train.py', *arguments, *data))
 
 
 @pytest.mark.slow

@@ -179,9 +179,11 @@ def test_python_has_gone_before_a_collective_ends(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_succeeded_exits_with_zero(tmp_path, trials):
+@pytest.mark.usefixtures('full')
+def test_a_run_that_succeeded_exits_with_zero(tmp_path):
+    """Each time; once, `tests/test_main_job.py` and `test_kill_and_resume.py` look at it too."""
     config = str(write_config(tmp_path))
     command = [part.format(config=config, work_dir=tmp_path / 'work') for part in TRAIN]
-    for _ in range(trials(1, 50)):
+    for _ in range(50):
         code, output = run_tool(tmp_path, *command, '--no-resume', options=('train_cfg.max_epochs=1',))
         assert code == 0, output[-5000:]

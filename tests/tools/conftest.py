@@ -1,10 +1,6 @@
-import runpy
-import sys
-
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
 
 
 @pytest.fixture
@@ -20,20 +16,3 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
     return tmp_path
-
-
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """Runs a tool in this process, because to start one takes seconds; gives the exit code and the output."""
-
-    def run_here(tool: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, 'argv', [str(ROOT / 'tools' / tool), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(sys.argv[0], run_name='__main__')
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.err + captured.out
-
-    return run_here
