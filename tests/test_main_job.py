@@ -101,7 +101,7 @@ def run(config, tmp_path, coco_root):
 
 
 @pytest.mark.slow
-def test_train_evaluate_and_go_on(run, tmp_path):
+def test_train_evaluate_and_go_on(run, run_here, config, coco_root, tmp_path):
     train = ['bash', 'tools/dist_train.sh', '{config}', '2', '--work-dir', '{work_dir}']
     output = run(*train)
     assert 'Epoch(train) [1][2/2]' in output  # four images on two processes
@@ -110,7 +110,9 @@ def test_train_evaluate_and_go_on(run, tmp_path):
     weights = torch.load(checkpoint, weights_only=False)['state_dict']
     assert all(value.isfinite().all() for value in weights.values())
 
-    output = run('python', 'tools/test.py', '{config}', str(checkpoint), '--out', f'{tmp_path}/out.pkl')
+    arguments = '--work-dir', tmp_path / 'work', '--cfg-options', f'data_root={coco_root}'
+    code, output = run_here('test.py', config, checkpoint, '--out', tmp_path / 'out.pkl', *arguments)
+    assert code == 0, output
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]' in output
     assert (tmp_path / 'out.pkl').stat().st_size > 0
 
