@@ -122,6 +122,7 @@ def default_cases(capability: tuple[int, int]) -> list[Case]:
         case(head_dims=64),
         case(head_dims=128),
         case(torch.float16),
+        case(torch.float32, head_dims=16),
         case(torch.float32),
         case(torch.float32, head_dims=64),
         case(torch.float32, head_dims=128),

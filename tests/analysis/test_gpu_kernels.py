@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip('triton')
 
@@ -17,11 +18,14 @@ from mmdat.analysis.gpu_kernels import (
     versions,
 )
 from mmdat.ops.triton import sampling
+from mmdat.ops.triton.backward import table_kernel
+from mmdat.ops.triton.launch import launches
+from mmdat.ops.triton.tiles import Case
 
 PAGE = Path(__file__).parents[2] / 'docs/gpu_kernels.md'
 
 
-@pytest.mark.parametrize('capability', [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize('capability', [(8, 0), (9, 0), (12, 0)], ids=str)
 def test_default_kernels(capability):
     """No spills, and few instructions for 32 pairs; as the page says, if it is of this compiler."""
     case = default_cases(capability)[0]
@@ -61,6 +65,15 @@ def test_sampling(capability):
         for kernel in kernels:
             row = f'| sm_{capability[0]}{capability[1]} | {kernel.name} | float32 | bfloat16 | 128 |'
             assert f'{row} {kernel.registers} | 0 / 0 |' in page
+
+
+def test_the_largest_of_float32_neither_spills_nor_exceeds_shared_memory():
+    capability = 8, 0
+    case = Case(capability, torch.float32, 128, (111, 111), 1, 'ieee')
+    (launch,) = (one for one in launches(case) if one.kernel is table_kernel)
+    compiled = compile_launch(launch, capability)
+    assert compiled.spilled == (0, 0)
+    assert compiled.shared_memory <= SHARED_MEMORY[capability] * 1024
 
 
 def test_loops_are_found():

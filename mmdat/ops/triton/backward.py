@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .bias import (
+    LARGEST_BLOCK,
     bias_of_pairs,
     by_head,
     cells_of_pairs,
@@ -36,7 +37,9 @@ from .forward import (
     LOG2E,
     Q_STRIDES,
     SIZES,
+    dot_of_parts,
     image_and_head,
+    load_parts,
     load_rows,
     points_of_tile,
     store_rows,
@@ -187,7 +190,7 @@ def keys_kernel(
     grad_y = tl.zeros((KEYS, 4), tl.float32)
     grad_x = tl.zeros((KEYS, 4), tl.float32)
     WARPS_IN_ROWS: tl.constexpr = WARPS if KEYS >= 16 * WARPS else KEYS // 16
-    key_y, key_x = load_points(points_ptr, first_key + keys_as_rows(KEYS, WARPS_IN_ROWS), WARPS_IN_ROWS)
+    key_y, key_x = load_points(points_ptr + first_key * 2, keys_as_rows(KEYS, WARPS_IN_ROWS), WARPS_IN_ROWS)
     rows, columns = queries_as_columns(ROWS, COLUMNS)
     query = tl.arange(0, QUERIES)
     numbers = query[:, None] * D + tl.arange(0, D)[None, :]
@@ -332,7 +335,7 @@ def queries_kernel(
     for first_key in range(0, num_keys, KEYS):
         keys = first_key + tl.arange(0, KEYS)
         exist = keys < num_keys
-        key_y, key_x = load_points(points_ptr, first_key + keys_as_columns(KEYS), WARPS)
+        key_y, key_x = load_points(points_ptr + first_key * 2, keys_as_columns(KEYS), WARPS)
         biases = bias_of_pairs(cells_ptr, key_y + y, key_x + x, cells_w)
         new_grads_q = ()
         for head in tl.static_range(HEADS):
@@ -350,6 +353,18 @@ def queries_kernel(
     for head in tl.static_range(HEADS):
         at = grad_q_ptr + head * HEAD_DIMS
         store_rows(at, rows_of_queries, grads_q[head] * scale, exists, HEAD_DIMS, D)
+
+
+@triton.jit
+def _any_key_meets(points_ptr, num_keys, first_y, last_y, first_x, last_x, CHUNK: tl.constexpr):
+    """Whether a tile of queries between these coordinates meets any key in a chunk of the table."""
+    met = tl.zeros((LARGEST_BLOCK,), tl.int1)
+    for first_key in range(0, num_keys, LARGEST_BLOCK):
+        point = points_ptr + (first_key + tl.arange(0, LARGEST_BLOCK)) * 2
+        y = tl.load(point)
+        x = tl.load(point + 1)
+        met = met | ((y + last_y > -1) & (y + first_y < CHUNK) & (x + last_x > -1) & (x + first_x < CHUNK))
+    return tl.max(met.to(tl.int32), 0) > 0
 
 
 @triton.jit(do_not_specialize=[*SIZES, *Q_STRIDES, *KV_STRIDES, *GRAD_STRIDES])
@@ -427,14 +442,27 @@ def table_kernel(
     first_knot_y = tl.program_id(1) // chunks_x * CHUNK
     first_knot_x = tl.program_id(1) % chunks_x * CHUNK
     rows, columns = rows_or_columns(ROWS), rows_or_columns(COLUMNS)
-    tile_y = (first_row + rows).to(tl.float32) * y_step - (first_knot_y - table_h // 2)
-    tile_x = (first_column + columns).to(tl.float32) * x_step - (first_knot_x - table_w // 2)
+    from_chunk_y = (table_h // 2 - first_knot_y).to(tl.float32)
+    from_chunk_x = (table_w // 2 - first_knot_x).to(tl.float32)
+    tile_y = (first_row + rows).to(tl.float32) * y_step + from_chunk_y
+    tile_x = (first_column + columns).to(tl.float32) * x_step + from_chunk_x
+    if tl.num_programs(1) > 1:  # chunks: a tile meets about half of the table along each axis
+        met = _any_key_meets(
+            points_ptr,
+            num_keys,
+            first_row * y_step + from_chunk_y,
+            (first_row + (ROWS - 1)) * y_step + from_chunk_y,
+            first_column * x_step + from_chunk_x,
+            (first_column + (COLUMNS - 1)) * x_step + from_chunk_x,
+            CHUNK,
+        )
+        num_keys = tl.where(met, num_keys, 0)
     factor = scale * LOG2E
     queries = ()
     grads = ()
     for head in tl.static_range(HEADS):
-        q = load_rows(q_ptr + head * (q_head * UNIT), n * (q_row * UNIT), exists, HEAD_DIMS, D)
-        grad_out = load_rows(
+        q = load_parts(q_ptr + head * (q_head * UNIT), n * (q_row * UNIT), exists, HEAD_DIMS, D)
+        grad_out = load_parts(
             grad_ptr + head * (grad_head * UNIT), n * (grad_row * UNIT), exists, HEAD_DIMS, D
         )
         at = head * (height * width) + n
@@ -445,21 +473,22 @@ def table_kernel(
     for first_key in range(0, num_keys, KEYS):
         keys = first_key + tl.arange(0, KEYS)
         exist = keys < num_keys
-        key_y, key_x = load_points(points_ptr, first_key + keys_as_rows(KEYS, 1), WARPS)
+        key_y, key_x = load_points(points_ptr + first_key * 2, keys_as_rows(KEYS, 1), WARPS)
         biases = bias_of_pairs(cells_ptr, key_y + y, key_x + x, cells_w, True)
-        key_y, key_x = load_points(points_ptr, first_key + keys_by_warp(KEYS, WARPS), WARPS)
-        tents_x = tents_by_key(tents(key_x + tile_x, CHUNK, TENTS))
-        tents_y = tents_by_warp(tents(key_y + tile_y, CHUNK, TENTS))
         new_grads = ()
         for head in tl.static_range(HEADS):
             q, grad_out, log2_of_sum, delta = queries[head]
-            k = load_rows(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
-            v = load_rows(v_ptr + head * (v_head * UNIT), keys * (v_row * UNIT), exist, HEAD_DIMS, D)
-            logits = tl.dot(k, tl.trans(q), biases[head], input_precision=PRECISION)
+            k = load_parts(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
+            v = load_parts(v_ptr + head * (v_head * UNIT), keys * (v_row * UNIT), exist, HEAD_DIMS, D)
+            logits = dot_of_parts(k, q, biases[head], PRECISION)
             weights = weights_of_pairs(logits * factor, log2_of_sum[None, :])
             # starts from -delta, which then takes no subtraction of its own
             from_delta = tl.broadcast_to(-delta[None, :], (KEYS, QUERIES))
-            grad_logits = weights * tl.dot(v, tl.trans(grad_out), from_delta, input_precision=PRECISION)
+            grad_logits = weights * dot_of_parts(v, grad_out, from_delta, PRECISION)
+            # The same for all heads, and computed once. Earlier, they would hold shared memory for longer.
+            key_y, key_x = load_points(points_ptr + first_key * 2, keys_by_warp(KEYS, WARPS), WARPS)
+            tents_x = tents_by_key(tents(key_x + tile_x, CHUNK, TENTS))
+            tents_y = tents_by_warp(tents(key_y + tile_y, CHUNK, TENTS))
             grad_bias = tl.permute(tl.reshape(grad_logits.to(TENTS), (KEYS, ROWS, COLUMNS)), (0, 2, 1))
             by_row = tl.dot(tents_x, grad_bias, input_precision=PRECISION).to(TENTS)  # (KEYS, CHUNK, ROWS)
             by_row = tl.permute(tl.reshape(by_row, (KEYS_OF_WARP, WARPS, CHUNK, ROWS)), (1, 2, 0, 3))

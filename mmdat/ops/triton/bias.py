@@ -41,8 +41,11 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
-_ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2^23: float32 numbers of this size are whole
-_BITS_OF_ROUNDING = tl.constexpr(0x4B400000)
+# 1.5 * 2^23. For whole `n`, the bits of the float32 number `_LARGE + n` are the number `_BITS_OF_LARGE + n`:
+# one becomes the other without a slow conversion.
+_LARGE = tl.constexpr(12582912.0)
+_BITS_OF_LARGE = tl.constexpr(0x4B400000)
+LARGEST_BLOCK = tl.constexpr(128)  # of keys, in any tile
 
 
 def cells_size(table_size: tuple[int, int]) -> tuple[int, int]:
@@ -121,10 +124,11 @@ def pack_points_kernel(
     """Where query (0, 0) meets each key, in knots from the middle of the table: `(B, G, num_points, 2)`.
 
     From the middle, because float32 has more digits of small numbers. `num_points` counts keys and those that
-    fill up the last block. One program: `BLOCK` of them of the group `program_id(1)`.
+    fill up the last block. One program: `BLOCK` of them of a group of an image.
     """
-    group = tl.program_id(1).to(tl.int64)
-    key = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(num_points, BLOCK)
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    key = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     exists = key < num_keys
     locations_ptr += group * num_keys * 2 + key * 2
     half_h = table_h // 2
@@ -224,29 +228,29 @@ def load_points(points_ptr, keys, WARPS: tl.constexpr):
 
 
 @triton.jit
-def _floor(t):
-    """As float32 and as int32."""
+def _floor_plus_large(t):
+    """The largest whole number that is not above `t`, plus `_LARGE`, which is one addition."""
     if INTERPRETED:
-        whole = tl.floor(t)
-        return whole, whole.to(tl.int32)
-    # rounding down to a whole number leaves it in the last bits: two additions, and no slow conversion
-    rounded = libdevice.add_rd(t, _ROUNDING)
-    return rounded - _ROUNDING, rounded.to(tl.int32, bitcast=True) - _BITS_OF_ROUNDING
+        return tl.floor(t) + _LARGE
+    return libdevice.add_rd(t, _LARGE)
 
 
 @triton.jit
 def cells_of_pairs(cells_ptr, ty, tx, cells_w):
     """`value, along_y, along_x, along_both, fy, fx` of the cells at coordinates from the middle."""
-    y, row = _floor(ty)
-    x, column = _floor(tx)
-    cell = cells_ptr + row * (cells_w * 4) + column * 4
+    y = _floor_plus_large(ty) - _LARGE
+    large_x = _floor_plus_large(tx)
+    # 64 bits let one multiply-add form the address of a pair from that of its row.
+    row = (y * cells_w.to(tl.float32) + _LARGE).to(tl.int32, bitcast=True).to(tl.int64)
+    column = large_x.to(tl.int32, bitcast=True).to(tl.int64)
+    cell = (cells_ptr - 2 * _BITS_OF_LARGE * 4) + row * 4 + column * 4
     numbers = tl.load(tl.expand_dims(cell, 7) + tl.arange(0, 4))
     S: tl.constexpr = cell.shape
     even, odd = tl.split(tl.reshape(numbers, (S[0], S[1], S[2], S[3], S[4], S[5], S[6], 2, 2)))
     value, along_x = tl.split(even)
     along_y, along_both = tl.split(odd)
     fy = ty - y
-    fx = tx - x
+    fx = tx - (large_x - _LARGE)
     if cells_ptr.dtype.element_ty == tl.int32:
         fy = _twice(fy)
         fx = _twice(fx)

@@ -38,15 +38,37 @@ def tile_of_queries(tile, height, width, ROWS: tl.constexpr, COLUMNS: tl.constex
 def load_rows(ptr, rows, exist, HEAD_DIMS: tl.constexpr, D: tl.constexpr):
     """`(n, D)`: what begins at the numbers `rows`; zero where no row exists and from `HEAD_DIMS` on."""
     d = tl.arange(0, D)[None, :]
-    if HEAD_DIMS == D:
+    if HEAD_DIMS >= D:
         return tl.load(ptr + rows[:, None] + d, mask=exist[:, None], other=0.0)
     return tl.load(ptr + rows[:, None] + d, mask=exist[:, None] & (d < HEAD_DIMS), other=0.0)
 
 
 @triton.jit
+def load_parts(ptr, rows, exist, HEAD_DIMS: tl.constexpr, D: tl.constexpr):
+    """`load_rows` as a tuple: in float32 of parts with 16 channels each, else of one part with all.
+
+    Without tensor cores a thread loads all that a product takes into registers, which are too few for 64
+    channels.
+    """
+    CHANNELS: tl.constexpr = 16 if ptr.dtype.element_ty == tl.float32 else D
+    parts = ()
+    for first in tl.static_range(0, D, CHANNELS):
+        parts = parts + (load_rows(ptr + first, rows, exist, HEAD_DIMS - first, CHANNELS),)
+    return parts
+
+
+@triton.jit
+def dot_of_parts(a, b, sums, PRECISION: tl.constexpr):
+    """`a b^T + sums` of what `load_parts` returns."""
+    for part in tl.static_range(len(a)):
+        sums = tl.dot(a[part], tl.trans(b[part]), sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
 def store_rows(ptr, rows, values, exist, HEAD_DIMS: tl.constexpr, D: tl.constexpr):
     d = tl.arange(0, D)[None, :]
-    if HEAD_DIMS == D:
+    if HEAD_DIMS >= D:
         tl.store(ptr + rows[:, None] + d, values, mask=exist[:, None])
     else:
         tl.store(ptr + rows[:, None] + d, values, mask=exist[:, None] & (d < HEAD_DIMS))
@@ -66,7 +88,7 @@ def points_of_tile(first_row, first_column, rows, columns, height, width, y_step
 def attend(q, k, v, bias, state, factor, PRECISION: tl.constexpr):
     """Takes a block of keys into the running softmax of a head: largest logit, sum and output."""
     largest, total, out = state
-    logits = tl.dot(q, tl.trans(k), bias, input_precision=PRECISION)
+    logits = dot_of_parts(q, k, bias, PRECISION)
     new_largest = tl.maximum(largest, tl.max(logits, 1) * factor)
     shrinkage = tl.exp2(largest - new_largest)
     weights = tl.exp2(logits * factor - new_largest[:, None])
@@ -140,18 +162,18 @@ def forward_kernel(
     queries = ()
     states = ()
     for head in tl.static_range(HEADS):
-        q = load_rows(q_ptr + head * (q_head * UNIT), n * (q_row * UNIT), exists, HEAD_DIMS, D)
+        q = load_parts(q_ptr + head * (q_head * UNIT), n * (q_row * UNIT), exists, HEAD_DIMS, D)
         largest = tl.full((QUERIES,), float('-inf'), tl.float32)
         queries = queries + (q,)
         states = states + ((largest, tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES, D), tl.float32)),)
     for first_key in range(0, num_keys, KEYS):
         keys = first_key + tl.arange(0, KEYS)
         exist = keys < num_keys
-        key_y, key_x = load_points(points_ptr, first_key + keys_as_columns(KEYS), WARPS)
+        key_y, key_x = load_points(points_ptr + first_key * 2, keys_as_columns(KEYS), WARPS)
         biases = bias_of_pairs(cells_ptr, key_y + y, key_x + x, cells_w)
         new_states = ()
         for head in tl.static_range(HEADS):
-            k = load_rows(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
+            k = load_parts(k_ptr + head * (k_head * UNIT), keys * (k_row * UNIT), exist, HEAD_DIMS, D)
             v = load_rows(v_ptr + head * (v_head * UNIT), keys * (v_row * UNIT), exist, HEAD_DIMS, D)
             state = attend(queries[head], k, v, biases[head], states[head], factor, PRECISION)
             new_states = new_states + (state,)

@@ -16,14 +16,13 @@ from torch import Tensor
 from ..deformable.coordinates import query_axis
 from ..deformable.inputs import Inputs
 from .backward import keys_kernel, prepare_kernel, queries_kernel, table_kernel
-from .bias import cells_size, pack_cells_kernel, pack_points_kernel
+from .bias import LARGEST_BLOCK, cells_size, pack_cells_kernel, pack_points_kernel
 from .forward import forward_kernel
 from .tiles import Case, Pick, Tile, use_default
 
 _TENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _TYPES = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.int32: 'i32'}
 _PACKED_AT_ONCE = 256
-_LARGEST_BLOCK = 128  # of keys, in any tile
 
 
 class Launch(NamedTuple):
@@ -238,13 +237,13 @@ class _Shared(NamedTuple):
                 dict(HEADS=case.heads, BLOCK=_PACKED_AT_ONCE),
             )
         )
-        num_points = triton.cdiv(num_keys, _LARGEST_BLOCK) * _LARGEST_BLOCK
+        num_points = triton.cdiv(num_keys, LARGEST_BLOCK.value) * LARGEST_BLOCK.value
         points = locations.new_empty(batch, groups, num_points, 2)
         (y_first, y_step, y_slope), (x_first, x_step, x_slope) = _axes(inputs)
         execute(
             Launch(
                 pack_points_kernel,
-                (triton.cdiv(num_points, _PACKED_AT_ONCE), batch * groups),
+                (batch * groups * triton.cdiv(num_points, _PACKED_AT_ONCE),),
                 (
                     *(locations, points, y_first, y_slope, x_first, x_slope),
                     *(num_keys, num_points, *table_size, cells_h, cells_w),

@@ -89,6 +89,8 @@ def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
             return Tile(8, 8, 64, 4, 1 if major == 10 else 2), Tile(8, 8, 32, 4, 1)
         if major == 10:  # products there keep their sums in a memory of their own, not in registers
             return Tile(8, 16, 64, 4, 1), Tile(8, 16, 32, 4, 1)
+        if major == 8 and head > 32:
+            return Tile(16, 16, 32, 8, 2), Tile(8, 16, 32, 4, 2), Tile(8, 8, 32, 4, 2)
         return Tile(8, 16, 32, 4, 2), Tile(8, 8, 64, 4, 2), Tile(8, 8, 32, 4, 2)
     if kernel == 'keys':
         if major == 10:
@@ -107,8 +109,10 @@ def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
             return (Tile(8, 16, 16, 4, 2), Tile(8, 16, 32, 8, 2))[
                 :: 1 if major == 8 and case.capability[1] == 0 else -1
             ]
-        if major in (9, 10):
+        if major == 10:
             return Tile(8, 16, 32, 4, 1), Tile(8, 16, 16, 4, 2), Tile(8, 8, 32, 4, 2)
+        if major == 9:
+            return Tile(8, 16, 16, 4, 1), Tile(8, 16, 32, 4, 1), Tile(8, 8, 32, 4, 2)
         return Tile(8, 16, 16, 4, 2), Tile(8, 8, 32, 4, 2), Tile(8, 8, 16, 4, 2)
     if small:
         return Tile(8, 16, 16, 4, 1), Tile(8, 16, 32, 4, 1)
@@ -118,11 +122,16 @@ def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
 
 
 def _float32(kernel: str, case: Case) -> tuple[Tile, ...]:
+    head = case.padded_head
     if kernel == 'forward':
-        keys = 32 if case.padded_head <= 32 else 16
-        return Tile(8, 8, keys, 4, 1), Tile(8, 16, keys, 8, 1)
+        if head > 64:
+            return Tile(8, 8, 16, 4, 1), Tile(8, 16, 16, 8, 1)
+        return Tile(8, 16, 16, 4, 1), Tile(8, 8, 16, 4, 1)
     if kernel == 'keys':
-        return Tile(4, 8, 32, 4, 1), Tile(4, 8, 64, 4, 1)
+        if head > 64:
+            return Tile(4, 8, 32, 8, 1), Tile(2, 8, 32, 4, 1)
+        return Tile(4 if head <= 32 else 2, 8, 64, 4, 1), Tile(4, 8, 32, 4, 1)
     if kernel == 'queries':
-        return Tile(8, 8, 16, 4, 1), Tile(8, 8, 32, 4, 1)
-    return Tile(8, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
+        return Tile(8 if head <= 32 else 4, 16, 16, 4, 1), Tile(8, 8, 16, 4, 1)
+    tiles = Tile(8, 16, 16, 4, 1), Tile(8, 16, 16, 8, 1)
+    return tiles[::-1] if case.precision == 'tf32' and head > 64 else tiles

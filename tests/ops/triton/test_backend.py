@@ -228,7 +228,8 @@ def test_a_new_size_compiles_nothing():
         on_meta(launches.append, **settings)
         return compiled(launches)
 
-    sizes = [((50, 84), 4200, 2), ((1, 40), 1, 1), ((33, 64), 16, 16), ((25, 42), 1050, 3)]
+    sizes = [((50, 84), 4200, 2), ((1, 40), 1, 1), ((33, 64), 16, 16), ((25, 42), 1050, 3), ((7, 7), 49, 128)]
+    sizes += [((40, n), 13 * n, n) for n in (47, 60, 63, 75, 84)]
     (first, *others) = (compiled_for(query_size=size, num_keys=n, batch=b) for size, n, b in sizes)
     assert [name for name, *_ in first] == [
         *('pack_cells_kernel', 'pack_points_kernel', 'forward_kernel'),
@@ -239,6 +240,15 @@ def test_a_new_size_compiles_nothing():
         assert other == first
     case = Case((9, 0), torch.bfloat16, 32, (27, 27), 2, 'ieee')
     assert compiled(launch.launches(case)) == first
+
+
+@pytest.mark.parametrize('size', [dict(batch=40_000, query_size=(1, 1)), dict(table_size=(111, 111))])
+def test_grids_have_no_more_programs_than_cards_take(size):
+    launches = []
+    on_meta(launches.append, **size)
+    for one in launches:
+        assert one.grid[0] < 2**31
+        assert all(programs < 2**16 for programs in one.grid[1:]), one.kernel.fn.__name__
 
 
 def test_memory_is_linear_in_queries_and_in_keys():
