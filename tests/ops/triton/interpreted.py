@@ -6,10 +6,15 @@ TF32, which it computes otherwise, and all that the compiler does.
 
 import itertools
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -36,9 +41,8 @@ for operator in OPERATORS['triton']:
     operator.register_kernel('cpu')(operator._init_fn)
 
 
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """Makes the CPU a card."""
+@pytest.fixture(autouse=True, name='interpreter')
+def make_the_cpu_a_card(monkeypatch):
     monkeypatch.setattr(triton_backend.Triton, 'device_type', 'cpu')
     monkeypatch.setattr(triton_backend, 'obstacle', torch.compiler.assume_constant_result(lambda *args: None))
     monkeypatch.setattr(card, 'capability', lambda device: CAPABILITY)
@@ -226,6 +230,16 @@ def test_layouts(layout):
     assert_near(results, truth(inputs, grad_out, (5, 6), 'half_pixel'))
 
 
+@pytest.mark.parametrize('wanted', ['q', 'bias_table'])
+def test_gradient_of_a_sum_by_one_input(wanted):
+    """The gradient of the output then is one number, expanded, and one gradient only is asked for."""
+    inputs, grad_out = random_inputs()
+    expected = truth(inputs, torch.ones_like(grad_out), (5, 6), 'half_pixel')[wanted]
+    tensor = inputs[NAMES.index(wanted)].requires_grad_()
+    (grad,) = torch.autograd.grad(deformable_attention(*inputs, (5, 6), 'half_pixel', 'triton').sum(), tensor)
+    assert_near({wanted: grad}, {wanted: expected})
+
+
 def test_images_farther_apart_than_31_bits():
     """Where they lie in 4 GiB of memory, of which little is ever touched."""
     inputs, grad_out = random_inputs(batch=2, dtype=torch.float16)
@@ -320,11 +334,11 @@ def test_half_precision_keeps_its_dtypes():
     assert_near({'q': mixed['q']}, expected)
 
 
-def small_module() -> tuple[DeformableAttention, torch.Tensor]:
+def small_module(batch: int = 1) -> tuple[DeformableAttention, torch.Tensor]:
     torch.manual_seed(0)
     layer = DeformableAttention(embed_dims=32, num_heads=2, offset_groups=2, map_size=(8, 8), key_stride=2)
     torch.nn.init.normal_(layer.position_bias_table)
-    return layer, torch.randn(1, 8, 10, 32)
+    return layer, torch.randn(batch, 8, 10, 32)
 
 
 def module_results(layer, forward, x):
@@ -357,6 +371,31 @@ def test_autocast_and_checkpointing(monkeypatch):
         torch.testing.assert_close(ours.float(), expected.float(), atol=2e-2, rtol=2e-2)
 
 
+def train_together(rank: int, folder: Path) -> None:
+    """In one of two processes, with an image each."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_the_cpu_a_card.__wrapped__(patch)
+        patch.setenv('MMDAT_BACKEND', 'triton')
+        distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+        layer, x = small_module(batch=2)
+        model = DistributedDataParallel(layer)
+        model(x[rank : rank + 1]).square().mean().backward()
+        distributed.destroy_process_group()
+    torch.save([p.grad for p in layer.parameters()], folder / f'{rank}.pth')
+
+
+def test_ddp(monkeypatch, tmp_path):
+    """Two processes have the gradients that one has with both images."""
+    subprocess.run([sys.executable, __file__, tmp_path], check=True, timeout=120)
+    monkeypatch.setenv('MMDAT_BACKEND', 'reference')
+    layer, x = small_module(batch=2)
+    expected = torch.autograd.grad(layer(x).square().mean(), list(layer.parameters()))
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    for a, b, both in zip(first, second, expected):
+        assert a.equal(b)
+        torch.testing.assert_close(a, both, atol=1e-5, rtol=1e-4)
+
+
 def test_self_check(monkeypatch, tmp_path):
     """Kernels that are wrong do not pass it."""
     shape = dict(query_size=(3, 5), num_keys=9, table_size=(7, 9), head_dims=16, batch=1)
@@ -377,3 +416,7 @@ def test_ladder_takes_it(monkeypatch):
     assert explain(*inputs, (5, 6)) == 'triton: 270 logits'
     expected = deformable_attention_reference(*inputs, (5, 6))
     torch.testing.assert_close(deformable_attention(*inputs, (5, 6)), expected, atol=1e-5, rtol=1e-5)
+
+
+if __name__ == '__main__':  # for `test_ddp`; forked, because importing takes long
+    multiprocessing.start_processes(train_together, (Path(sys.argv[1]),), nprocs=2, start_method='fork')
