@@ -8,7 +8,8 @@ from .bias import bias_of_pairs, keys_as_columns, load_points, middle_cell, quer
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# Arguments that no kernel may be specialised on: a map of another size must not be compiled for again.
+# Arguments that no kernel may be specialised on: a map of another size must not be compiled for again. As
+# numbers of a tuple, which would shorten the lists of parameters, Triton specialises on them all the same.
 SIZES = 'num_heads num_groups height width num_keys num_points table_h table_w cells_h cells_w'.split()
 Q_STRIDES = 'q_image q_head q_row'.split()
 KV_STRIDES = 'k_image k_head k_row v_image v_head v_row'.split()
