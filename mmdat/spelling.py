@@ -30,3 +30,8 @@ def count_mistakes(a: str, b: str) -> int:
             row.append(least)
         rows.append(row)
     return rows[-1][-1]
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Such as `'1 image'` and `'1,200 images'`; a plural that does not just end in s is given."""
+    return f'{number:,} {noun if number == 1 else plural or f"{noun}s"}'

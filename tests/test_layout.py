@@ -14,7 +14,8 @@ PACKAGE = Path(mmdat.__file__).parent
 LAYERS = [
     'errors spelling rules released version',
     'architectures',
-    'checkpoint ops hub image_files',
+    'checkpoint ops hub image_files quiet',
+    'input_files',
     'layers',
     'backbones',
     'apis',

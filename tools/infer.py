@@ -7,20 +7,11 @@ from mmdat.engine import (
     follow_data,
     infer_files,
     load_config,
+    positive,
     run_tool,
+    share,
 )
-
-
-def share(text: str) -> float:
-    if not 0 <= (number := float(text)) <= 1:
-        raise ValueError
-    return number
-
-
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+from mmdat.spelling import counted
 
 
 def main():
@@ -61,7 +52,7 @@ def main():
         score_thr=args.score_thr,
         top_k=args.top_k,
     )
-    print(f'{done} images done, {failed} failed: {args.out}')
+    print(f'{counted(done, "image")} done, {failed} failed: {args.out}')
     if failed:
         sys.exit(1)
 

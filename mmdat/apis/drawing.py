@@ -1,13 +1,16 @@
+from collections.abc import Mapping
 from itertools import count
 from weakref import WeakKeyDictionary
 
 import mmcv
 import numpy as np
+from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import nn
 
+from ..quiet import quiet
 from .images import Image, Preparation
 
 _DEFAULTS = {
@@ -25,7 +28,7 @@ def draw(model: nn.Module, image: Image, result: BaseDataElement, score_thr: flo
 
     Args:
         model: As `init_model` gives it.
-        image: A path, or an array `(H, W, 3)` in BGR.
+        image: As for `inference`.
         result: What `inference` returns for it.
         score_thr: The lowest score of objects that are drawn, for detectors.
 
@@ -42,9 +45,17 @@ def draw_on_pixels(
     model: nn.Module, pixels: np.ndarray, result: BaseDataElement, score_thr: float = 0.3
 ) -> np.ndarray:
     """As `draw`, on pixels that are read already."""
-    visualizer = _visualizer_of(model)
+    if model not in _visualizers:
+        _visualizers[model] = build_visualizer(model.cfg, model.dataset_meta)
+    return draw_result(_visualizers[model], pixels, result, score_thr)
+
+
+def draw_result(
+    visualizer: Visualizer, pixels: np.ndarray, result: BaseDataElement, score_thr: float = 0.3
+) -> np.ndarray:
+    """As `draw_on_pixels`, by a visualizer of `build_visualizer`."""
     image = mmcv.bgr2rgb(np.clip(pixels, 0, 255).astype(np.uint8))
-    with DefaultScope.overwrite_default_scope(model.cfg.get('default_scope')):
+    with quiet():  # of boxes that end at the border it would say that they may not be seen
         if 'pred_score' in result:
             picture = visualizer.visualize_cls(image, result, draw_gt=False)
         else:
@@ -54,18 +65,21 @@ def draw_on_pixels(
     return mmcv.rgb2bgr(picture)
 
 
-def _visualizer_of(model: nn.Module) -> Visualizer:
-    if model in _visualizers:
-        return _visualizers[model]
-    scope = model.cfg.get('default_scope')
-    settings = dict(model.cfg.get('visualizer') or dict(type=_DEFAULTS.get(scope, 'Visualizer')))
-    settings.update(name=f'apis {next(_numbers)}', vis_backends=None)  # MMEngine shares by name
-    with DefaultScope.overwrite_default_scope(scope):
+def build_visualizer(cfg: Config, dataset_meta: Mapping) -> Visualizer:
+    """The visualizer of a config or of its library, one of its own that writes nowhere.
+
+    Args:
+        cfg: The config.
+        dataset_meta: Classes, and perhaps their colours in `palette`.
+    """
+    scope = cfg.get('default_scope')
+    settings = dict(cfg.get('visualizer') or dict(type=_DEFAULTS.get(scope, 'Visualizer')))
+    settings.update(name=f'mmdat {next(_numbers)}', vis_backends=None)  # MMEngine shares by name
+    with quiet(), DefaultScope.overwrite_default_scope(scope):
         visualizer = VISUALIZERS.build(settings)
-    meta = dict(model.dataset_meta)
+    meta = dict(dataset_meta)
     if 'palette' not in meta and scope == 'mmseg':
         rng = np.random.default_rng(0)
         meta['palette'] = rng.integers(0, 255, (len(meta['classes']), 3)).tolist()
     visualizer.dataset_meta = meta
-    _visualizers[model] = visualizer
     return visualizer

@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint import load_model
 from ..errors import UserError
 from ..hub import find_config
+from ..quiet import quiet
 
 
 def init_model(
@@ -41,7 +42,8 @@ def init_model(
         settings = deepcopy(cfg.model)
         if cfg.get('data_preprocessor') is not None:
             settings.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
-        model = revert_sync_batchnorm(MODELS.build(settings))
+        with quiet():
+            model = revert_sync_batchnorm(MODELS.build(settings))
         content = load_model(model, str(checkpoint), cfg.get('load_generation'))
     model.dataset_meta = _describe_data_set(content.get('meta') or {}, cfg, count_classes(model))
     model.cfg = cfg
@@ -60,9 +62,9 @@ def _find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def find_test_data(cfg: Config) -> dict:
-    """The settings of the data set on which a config tests, without wrappers; empty if there is none."""
-    node = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+def find_data(cfg: Config, loader: str = 'test_dataloader') -> dict:
+    """The settings of the data set of a loader of a config, without wrappers; empty if there is none."""
+    node = (cfg.get(loader) or {}).get('dataset') or {}
     while 'dataset' in node or 'datasets' in node:
         node = node['dataset'] if 'dataset' in node else node['datasets'][0]
     return node
@@ -109,11 +111,11 @@ def _describe_data_set(of_file: Mapping, cfg: Config, num_classes: int | None) -
 
 def _describe_test_data(cfg: Config) -> dict:
     """`metainfo` of the config's test data set, which is built without its files."""
-    settings = deepcopy(find_test_data(cfg))
+    settings = deepcopy(find_data(cfg))
     if not settings:
         return {}
     try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        with quiet(), DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             return dict(DATASETS.build(settings | dict(lazy_init=True, pipeline=[])).metainfo)
     except Exception as error:  # some data sets need their files even so
         reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

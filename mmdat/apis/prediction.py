@@ -1,4 +1,5 @@
 from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from typing import TypeVar
 
@@ -7,6 +8,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
+from PIL.Image import Image as PillowImage
 from torch import nn
 
 from .images import Image, Preparation
@@ -26,8 +28,9 @@ def inference(
     of others, and its predictions do not depend on them.
 
     Args:
-        model: As `init_model` gives it.
-        images: One or many, each a path or an array `(H, W, 3)` in BGR, as OpenCV and mmcv read it.
+        model: As `init_model` gives it. A model that is being trained is so afterwards, too.
+        images: One or many, each a path, an array `(H, W, 3)` in BGR from 0 to 255, as OpenCV and mmcv read
+            it, or an image of Pillow.
         batch_size: Images at a time.
 
     Returns:
@@ -38,7 +41,7 @@ def inference(
     Raises:
         ImageError: If an image cannot be used; names it.
     """
-    alone = isinstance(images, str | PathLike | np.ndarray)
+    alone = isinstance(images, str | PathLike | np.ndarray | PillowImage)
     images = [images] if alone else list(images)
     prepare = Preparation(model.cfg)
     samples = ((i, prepare(image).packed) for i, image in enumerate(images))
@@ -73,6 +76,19 @@ def predict(
         yield from _run(model, batch)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the mode of each module is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _size_in_batch(model: nn.Module, inputs: torch.Tensor) -> tuple[int, ...]:
     """The size to which the model pads an image that is alone in its batch."""
     divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
@@ -81,6 +97,6 @@ def _size_in_batch(model: nn.Module, inputs: torch.Tensor) -> tuple[int, ...]:
 
 def _run(model: nn.Module, batch: list[tuple[K, dict]]) -> list[tuple[K, BaseDataElement]]:
     keys, packed = zip(*batch)
-    with torch.no_grad(), DefaultScope.overwrite_default_scope(model.cfg.get('default_scope')):
+    with evaluating(model), DefaultScope.overwrite_default_scope(model.cfg.get('default_scope')):
         results = model.test_step(pseudo_collate(packed))
     return [(key, result.cpu()) for key, result in zip(keys, results)]

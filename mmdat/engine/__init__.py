@@ -4,9 +4,11 @@ from .cli import (
     add_amp_argument,
     add_trust_argument,
     base_parser,
+    positive,
     report_files,
     run_tool,
     say_once,
+    share,
 )
 from .compilation import CompileBlocksHook
 from .config import load_config
@@ -49,10 +51,12 @@ __all__ = [
     'infer_files',
     'load_config',
     'make_deterministic',
+    'positive',
     'preflight',
     'report_files',
     'resume',
     'run_tool',
     'say_once',
+    'share',
     'summarize',
 ]

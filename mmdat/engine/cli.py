@@ -1,7 +1,7 @@
 import os
 import sys
 import traceback
-from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,20 @@ class Parser(ArgumentParser):
             did_you_mean(unknown.partition('=')[0], self._option_string_actions) if unknown[0] == '-' else ''
         )
         self.exit(2, f'error: {message}{hint} (--help lists the options)\n')
+
+
+def share(text: str) -> float:
+    """The type of an argument that is a number from 0 to 1."""
+    if not 0 <= (number := float(text)) <= 1:
+        raise ArgumentTypeError(f'must lie between 0 and 1, got {text}')
+    return number
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise ArgumentTypeError(f'must be at least 1, got {text}')
+    return number
 
 
 class Overrides(DictAction):

@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from ..checkpoint import ClassWeights, read_checkpoint
+from ..quiet import quiet
 from ..spelling import did_you_mean
 from .checks.data import (
     data_set_configs,
@@ -25,7 +26,6 @@ from .checks.data import (
     read_class_folders,
     read_class_names,
 )
-from .checks.settings import quiet
 from .errors import PreflightError
 
 
@@ -116,7 +116,7 @@ def _fill(node: ConfigDict, place: str, value: Any, is_given: bool) -> None:
     *parents, key = place.split('.')
     for parent in parents:
         node = node.setdefault(parent, ConfigDict())
-    if value is not None and (is_given or not node.get(key)):
+    if value is not None and (is_given or node.get(key) in (None, '')):
         node[key] = value
 
 

@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch import nn
 
-from .checks.settings import quiet
+from ..quiet import quiet
+from ..spelling import counted
 from .errors import in_one_line
 from .mixed_precision import describe_precision
 from .preflight import brings_weights, preflight, pretrained_parts
@@ -77,12 +78,15 @@ def _describe_data(cfg: Config, split: str) -> tuple[int, str]:
             dataset.full_init()
         images = len(dataset)
         infos = map(dataset.get_data_info, range(images)) if hasattr(dataset, 'get_data_info') else []
-        instances = sum(len(info.get('instances', ())) for info in infos)
-    parts = [f'{images:,} images']
+        instances = [instance for info in infos for instance in info.get('instances', ())]
+    crowds = sum(bool(instance.get('ignore_flag')) for instance in instances)
+    parts = [counted(images, 'image')]
     if classes := getattr(dataset, 'metainfo', {}).get('classes'):
-        parts.append(f'{len(classes)} classes')
+        parts.append(counted(len(classes), 'class', 'classes'))
     if instances:
-        parts.append(f'{instances:,} instances')
+        parts.append(counted(len(instances) - crowds, 'instance'))
+    if crowds:
+        parts.append(counted(crowds, 'crowd'))
     return images, f'{", ".join(parts)} ({type(dataset).__name__}{_find_folder(dataset)})'
 
 
@@ -97,7 +101,9 @@ def _describe_schedule(cfg: Config, images: int) -> dict[str, str]:
     """Batch size, learning rate and steps of a training."""
     processes, each = _count_processes(cfg.launcher), cfg.train_dataloader.batch_size
     batch = processes * each
-    batch_line = f'{batch} images' + (f', {each} in each of {processes} processes' if processes > 1 else '')
+    batch_line = counted(batch, 'image')
+    if processes > 1:
+        batch_line += f', {each} in each of {processes} processes'
     if (accumulated := cfg.optim_wrapper.get('accumulative_counts', 1)) > 1:
         batch_line += f'; weights change every {accumulated} steps'
 
@@ -116,7 +122,7 @@ def _describe_schedule(cfg: Config, images: int) -> dict[str, str]:
     an_epoch = per_process // each if loader.get('drop_last') else ceil(per_process / each)
     an_epoch = loader.get('num_batch_per_epoch') or an_epoch
     if 'max_epochs' in loop:
-        steps = f'{an_epoch * loop.max_epochs:,}: {loop.max_epochs} epochs of {an_epoch:,}'
+        steps = f'{an_epoch * loop.max_epochs:,}: {counted(loop.max_epochs, "epoch")} of {an_epoch:,}'
     else:
         steps = f'{loop.max_iters:,}, about {loop.max_iters * batch / max(images, 1):.1f} epochs'
     return {

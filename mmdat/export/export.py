@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..apis.images import Preparation
-from ..apis.models import find_test_data
+from ..apis.models import find_data
 from ..demo.shapes import draw_scene
 from ..errors import UserError
 from .description import describe, normalise, pad_size_divisor
@@ -191,7 +191,7 @@ def find_shape(model: nn.Module) -> tuple[int, int]:
         return tuple(size)
     divisor = pad_size_divisor(model)
     if divisor > 1:
-        for step in find_test_data(model.cfg).get('pipeline') or ():
+        for step in find_data(model.cfg).get('pipeline') or ():
             if isinstance(scale := step.get('scale'), list | tuple) and len(scale) == 2:
                 return tuple(-(-side // divisor) * divisor for side in sorted(scale))
     size = model.cfg.model.backbone.get('img_size', 224 if 'head' in model.cfg.model else None)

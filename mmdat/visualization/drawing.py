@@ -179,9 +179,9 @@ def draw_dots(
     axes.scatter(*points.T, s=sizes, c=colour, clip_on=False, zorder=3, **style)
 
 
-def draw_lines(axes: Axes, starts: np.ndarray, ends: np.ndarray, colour: str) -> None:
+def draw_lines(axes: Axes, starts: np.ndarray, ends: np.ndarray, colour: str, alpha: float) -> None:
     """Thin lines between points `(N, 2)`, as `(x, y)`."""
-    lines = LineCollection(np.stack([starts, ends], axis=1), colors=colour, linewidths=_POINTS, alpha=0.35)
+    lines = LineCollection(np.stack([starts, ends], axis=1), colors=colour, linewidths=_POINTS, alpha=alpha)
     axes.add_collection(lines, autolim=False)
 
 

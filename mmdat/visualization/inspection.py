@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..apis.prediction import evaluating
+
 
 @contextmanager
 def inspecting(model: nn.Module) -> Iterator[None]:
@@ -16,20 +18,16 @@ def inspecting(model: nn.Module) -> Iterator[None]:
 
     Afterwards the mode of each module and the random numbers of Python, NumPy and PyTorch are as before.
     """
-    modes = [(module, module.training) for module in model.modules()]
     numbers = random.getstate(), np.random.get_state()
     devices = list({p.device for p in model.parameters() if p.device.type == 'cuda'})
     try:
         with (
+            evaluating(model),
             torch.random.fork_rng(devices),
-            torch.no_grad(),
             torch.compiler.set_stance('force_eager'),  # compiled blocks do not heed hooks that come later
         ):
-            model.eval()
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         random.setstate(numbers[0])
         np.random.set_state(numbers[1])
 

@@ -13,6 +13,7 @@ from .drawing import GREY, INK, draw_dots, draw_lines, draw_upon
 from .placement import Placement
 
 ORANGE, YELLOW = '#ff6e00', '#fff03c'  # as in Figure 6
+_LARGEST_COVER = 0.4  # share of the image under lines, from which on they become fainter
 
 
 def to_image(
@@ -81,9 +82,12 @@ def key_points_drawer(
     spacing = math.sqrt(placement.size[0] * placement.size[1] / points[..., 0].size)
     radius = min(max(0.12 * spacing, 3.0), 0.01 * max(placement.size))
 
+    lengths = np.linalg.norm(points - references, axis=-1).sum()
+    covered = lengths / (placement.size[0] * placement.size[1])  # by lines that are a pixel wide
+
     def draw(axes: Axes) -> None:
         for group, colour in zip(points, group_colours(groups)):
-            draw_lines(axes, references, group, colour)
+            draw_lines(axes, references, group, colour, alpha=0.35 / max(covered / _LARGEST_COVER, 1))
         draw_dots(axes, references[placement.contains(references)], max(radius, 3), GREY, None)
         for group, colour in zip(points, group_colours(groups)):
             draw_dots(axes, group[placement.contains(group)], 2 * radius, colour, INK)

@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..errors import UserError
+from ..input_files import Input
 from ..spelling import did_you_mean
 from .deformable import find_dat
 from .pictures import KINDS, Query, paint_attention, paint_keys, paint_points
@@ -20,7 +21,7 @@ class KeyPointPainter:
     Args:
         cfg: Config of the model; its test pipeline prepares the images.
         checkpoint: File with all weights of the model.
-        device: Where the model runs.
+        device: Where the model runs, by default a GPU if there is one.
         predictions: Whether to show the model's predictions, too.
 
     Raises:
@@ -28,7 +29,7 @@ class KeyPointPainter:
         CheckpointError: If the checkpoint does not fit the model.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str = 'cpu', predictions: bool = False):
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None = None, predictions: bool = False):
         self.subject = ViewedModel.load(cfg, checkpoint, device)
         find_dat(self.subject.model)
         self.predictions = predictions
@@ -117,15 +118,19 @@ class PicturePainter:
 
 
 def paint_files(
-    paint: Callable[[str], np.ndarray | dict[str, np.ndarray]], images: Iterable[str], out_dir: str
+    paint: Callable[[str], np.ndarray | dict[str, np.ndarray]],
+    images: Iterable[Input],
+    out_dir: str,
+    problems: Iterable[str] = (),
 ) -> Iterator[tuple[Path | None, str]]:
     """Paints one file after the other; one that fails does not keep back those after it.
 
     Args:
         paint: Makes a BGR picture of an image file, as `KeyPointPainter` does, or several by their kinds.
-        images: Image files.
+        images: Image files, see `find_images`.
         out_dir: Where pictures go: a single one as JPEG under its image's name, several as PNG, their kinds
             added to the name.
+        problems: What has gone wrong before, to be told first.
 
     Yields:
         For each picture its path and `''`, or `None` and what went wrong.
@@ -138,13 +143,8 @@ def paint_files(
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'folder {out_dir} cannot be made: {error.strerror}') from error
-    painted = {}
-    for image in images:
-        name = Path(image).stem
-        if name in painted:
-            written, first = painted[name]
-            yield None, f'{image}: {written} is the picture of {first} already'
-            continue
+    yield from ((None, problem) for problem in problems)
+    for image, name in images:
         try:
             pictures = paint(image)
         except UserError as error:
@@ -156,12 +156,12 @@ def paint_files(
             pictures = {f'{name}_{kind}.png': picture for kind, picture in pictures.items()}
         for out, picture in pictures.items():
             out = out_dir / out
-            painted.setdefault(name, (out, image))
             yield (out, '') if _write(picture, out) else (None, f'{image}: {out} cannot be written')
 
 
 def _write(picture: np.ndarray, path: Path) -> bool:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         return cv2.imwrite(str(path), picture)
-    except cv2.error:
+    except (OSError, cv2.error):
         return False

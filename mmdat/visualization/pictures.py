@@ -38,7 +38,7 @@ from .inspection import inspecting
 from .key_points import dim, group_colours, key_points_drawer
 from .placement import Placement, to_map_pixels
 from .queries import default_queries
-from .views import Canvas, View, ViewedModel, resize
+from .views import Canvas, View, ViewedModel
 from .windows import WindowLayer, dcn_points, default_windows, window_layers
 
 KINDS = ('points', 'keys', 'attention')
@@ -340,9 +340,10 @@ def _visible_row(
 
     def draw_dcn(axes: Axes) -> None:
         draw_stars(axes)
-        for cell, colour in zip(cells, colours):
+        for i, (cell, colour) in enumerate(zip(cells, colours)):
             points = placement.from_map(dcn_points(cell), layer.stride)
-            draw_dots(axes, points[placement.contains(points)], 9, colour)
+            inside = placement.contains(points)
+            draw_dots(axes, points[inside], _ring_diameters(cell, cells[i + 1 :])[inside], colour)
 
     def draw_dat(axes: Axes) -> None:
         draw_dots(axes, keys, diameter)
@@ -362,6 +363,12 @@ def _visible_row(
         point_mark('keys of all queries', 9, ORANGE),
     ]
     return Row(panels, legend)
+
+
+def _ring_diameters(cell: tuple[int, int], later: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Diameters of a query's points of DCN: larger where points of later queries will lie upon them."""
+    above = [set(map(tuple, dcn_points(other).tolist())) for other in later]
+    return np.array([9 + 4 * sum(tuple(p) in points for points in above) for p in dcn_points(cell).tolist()])
 
 
 def _legible_groups(groups: int, keys: int, canvas: Canvas) -> int:
@@ -418,8 +425,7 @@ def _prediction_panel(
 ) -> list[Panel]:
     if prediction is None:
         return []
-    height, width = canvas.image.shape[:2]
-    return [Panel('predictions', resize(subject.draw_prediction(view, prediction), width, height))]
+    return [Panel('predictions', subject.draw_prediction(view, prediction, canvas))]
 
 
 def _in_rows(panels: list[Panel], columns: int, legend: Sequence[Artist]) -> list[Row]:

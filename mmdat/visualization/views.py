@@ -1,21 +1,19 @@
 """A model with its test pipeline, and an image as the model sees it."""
 
-import os.path as osp
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
-import mmcv
 import numpy as np
-from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope, init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
-from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
-from ..checkpoint import load_model
-from ..errors import UserError
+from ..apis import init_model
+from ..apis.drawing import build_visualizer, draw_result
+from ..apis.images import Preparation
 from .inspection import inspecting
 from .placement import Placement, find_placement
 
@@ -86,7 +84,10 @@ class ViewedModel:
         model: On its device.
         cfg: Its config.
         loader: Which part of the config has the pipeline for images, `'test_dataloader'` or another.
-        dataset_meta: Classes and palette, for drawing predictions; by default those of the data set's class.
+        dataset_meta: Classes and palette, for drawing predictions.
+
+    Raises:
+        UserError: If the config has no pipeline that reads images from files.
     """
 
     def __init__(
@@ -94,90 +95,53 @@ class ViewedModel:
         model: nn.Module,
         cfg: Config,
         loader: str = 'test_dataloader',
-        dataset_meta: dict | None = None,
+        dataset_meta: Mapping | None = None,
     ):
         self.model = model
         self.cfg = cfg
-        dataset = cfg[loader].dataset
-        while 'dataset' in dataset:
-            dataset = dataset.dataset
-        self.pipeline = Compose([t for t in dataset.pipeline if 'Annotations' not in t['type']])
-        self._dataset_type = dataset.type
-        self._dataset_meta = dataset_meta
+        self._prepare = Preparation(cfg, loader)
+        self._dataset_meta = dataset_meta or {}
         self._visualizer = None
 
     @classmethod
-    def load(cls, cfg: Config, checkpoint: str, device: str = 'cpu') -> 'ViewedModel':
-        """Builds the model of a config, and loads a file with all its weights.
-
-        Raises:
-            CheckpointError: If the checkpoint does not fit the model.
-        """
-        init_default_scope(cfg.default_scope)
-        model = MODELS.build(cfg.model)
-        content = load_model(model, checkpoint, cfg.get('load_generation'))
-        model.to(device).eval()
-        return cls(model, cfg, dataset_meta=content.get('meta', {}).get('dataset_meta'))
+    def load(cls, config: str | Config, checkpoint: str, device: str | None = None) -> 'ViewedModel':
+        """Builds and loads a model; arguments and errors are those of `init_model`."""
+        model = init_model(config, checkpoint, device)
+        return cls(model, model.cfg, dataset_meta=model.dataset_meta)
 
     def look_at(self, path: str) -> View:
         """Reads an image file.
 
         Raises:
-            UserError: If this is no image file, or the pipeline does what cannot be drawn.
+            ImageError: If this is no image file.
+            UserError: If the pipeline does what cannot be drawn.
         """
-        if (why := _why_no_image(path)) is not None:
-            raise UserError(f'{path} {why}')
-        image = mmcv.imread(path)
         with inspecting(self.model):
-            packed = self.pipeline(dict(img_path=path, img_id=0))
-            batch = self.model.data_preprocessor(pseudo_collate([packed]), training=False)
+            sample = self._prepare(path)
+            batch = self.model.data_preprocessor(pseudo_collate([sample.packed]), training=False)
+        size = sample.pixels.shape[:2]
         with inspecting(self.model):  # again with the same random numbers
-            placement = find_placement(self.pipeline, image.shape[:2])
-        return View(path, image, placement, packed, batch['inputs'])
+            placement = find_placement(lambda data: self._prepare(data['img_path']).packed, size)
+        image = np.clip(sample.pixels, 0, 255).astype(np.uint8)
+        return View(path, image, placement, sample.packed, batch['inputs'])
 
     def predict(self, view: View) -> BaseDataElement:
         """The model's prediction."""
-        with inspecting(self.model):
+        with inspecting(self.model), DefaultScope.overwrite_default_scope(self.cfg.get('default_scope')):
             return self.model.test_step(pseudo_collate([view.packed]))[0]
 
-    def draw_prediction(self, view: View, prediction: BaseDataElement) -> np.ndarray:
-        """The image with a prediction on it, BGR, cut to what the network sees."""
-        visualizer = self._own_visualizer()
-        image = mmcv.bgr2rgb(view.image)
-        with inspecting(self.model):  # colours of masks are drawn by chance
-            if hasattr(visualizer, 'visualize_cls'):
-                part = np.ascontiguousarray(image[view.shown])
-                return mmcv.rgb2bgr(visualizer.visualize_cls(part, prediction, draw_gt=False))
-            visualizer.add_datasample('predictions', image, prediction, draw_gt=False)
-        return mmcv.rgb2bgr(visualizer.get_image())[view.shown]
-
-    def _own_visualizer(self) -> Visualizer:
+    def draw_prediction(self, view: View, prediction: BaseDataElement, canvas: Canvas) -> np.ndarray:
+        """A canvas with a prediction on it, BGR."""
         if self._visualizer is None:
-            # MMEngine shares visualizers by name; that of a run keeps its state and its backends
-            own_name = dict(name=f'viewed model {id(self)}', vis_backends=None)
-            with DefaultScope.overwrite_default_scope(self.cfg.get('default_scope')):
-                self._visualizer = VISUALIZERS.build(self.cfg.visualizer | own_name)
-                meta = self._dataset_meta
-                if meta is None:
-                    with DATASETS.switch_scope_and_registry(None) as datasets:
-                        meta = datasets.get(self._dataset_type).METAINFO
-            self._visualizer.dataset_meta = meta
-        return self._visualizer
+            self._visualizer = build_visualizer(self.cfg, self._dataset_meta)
+        with inspecting(self.model):  # colours of masks are drawn by chance
+            if 'pred_score' in prediction:  # nothing but letters, which would be enlarged
+                return draw_result(self._visualizer, canvas.image, prediction)
+            picture = draw_result(self._visualizer, view.image, prediction)[view.shown]
+        return resize(picture, canvas.image.shape[1], canvas.image.shape[0])
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Enlarges or reduces an image."""
     shrinks = width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
-def _why_no_image(path: str) -> str | None:
-    if not osp.exists(path):
-        return 'does not exist'
-    if osp.isdir(path):
-        return 'is a folder: name the images in it'
-    try:
-        readable = mmcv.imread(path) is not None
-    except (OSError, cv2.error):
-        readable = False
-    return None if readable else 'is no image, or broken'

@@ -1,5 +1,7 @@
 """Three lines of Python, for a detector, a segmentor and a classifier."""
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from helpers.predictors import CONFIGS, save_random, small_config, write_image
 from mmengine.registry import DefaultScope
 from PIL import Image
+from torch import nn
 
 from mmdat.apis import ImageError, draw, inference, init_model
 from mmdat.apis.prediction import LOOK_AHEAD, predict
@@ -99,13 +102,14 @@ def test_batches_change_nothing(model, images, monkeypatch):
     assert sum(sizes) == len(images)
 
 
-class FakeModel:
+class FakeModel(nn.Module):
     """Predicts the key, and records the batches."""
 
     cfg = {}
     data_preprocessor = type('Preprocessor', (), dict(pad_size_divisor=32))
 
     def __init__(self):
+        super().__init__()
         self.batches = []
 
     def test_step(self, data):
@@ -150,6 +154,7 @@ def test_images_turned_by_their_tag(model, kind, tmp_path):
     pixels.save(tmp_path / 'turned.jpg', exif=exif)
     result = inference(model, tmp_path / 'turned.jpg')
     assert draw(model, tmp_path / 'turned.jpg', result).shape == (90, 60, 3)
+    assert_same(inference(model, Image.open(tmp_path / 'turned.jpg')), result)
     if kind == 'segmentor':
         assert result.pred_sem_seg.data.shape == (1, 90, 60)
 
@@ -163,7 +168,12 @@ def test_pictures(model, kind, images):
     assert abs(picture - pixels).max() > 50
     from_array = draw(model, cv2.imread(images[0]), result, score_thr=0.0)
     assert abs(from_array - picture.astype(int)).mean() < 5  # mmdet varies the colours of masks
-    if kind == 'detector':  # nothing is drawn, and the colours stay
+    if kind == 'detector':
+        result.pred_instances.bboxes[0, :2] = -2  # MMEngine warns of what it cuts
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            draw(model, images[0], result, score_thr=0.0)
+        # nothing is drawn, and the colours stay
         assert abs(draw(model, images[0], result, score_thr=1.0) - pixels).max() <= 2
 
 
@@ -185,7 +195,7 @@ def broken_images(folder):
         ('empty.png', 'is empty'),
         ('text.png', 'is cut short or no image'),
         ('notes.txt', 'is no image, or of a format that cannot be read'),
-        ('folder', 'is a folder'),
+        ('folder', 'is a folder: name the images in it'),
         ('none.png', r'cannot be read \(No such file or directory\)'),
     ],
 )
@@ -198,5 +208,52 @@ def test_images_that_cannot_be_used(model, tmp_path, name, reason):
 def test_what_is_no_image(model):
     with pytest.raises(ImageError, match=r'must be \(H, W, 3\), in BGR, got \(4, 5\)'):
         inference(model, np.zeros((4, 5), np.uint8))
-    with pytest.raises(TypeError, match='paths or arrays'):
+    with pytest.raises(TypeError, match='or of Pillow, got int'):
         inference(model, [3])
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'message'),
+    [
+        (np.ones((4, 5, 4), np.uint8), r'\(H, W, 3\), in BGR, got \(4, 5, 4\)'),
+        (np.full((4, 5, 3), 300, np.uint16), 'from 0 to 255, as uint8, got uint16 up to 300'),
+        (np.full((4, 5, 3), 0.5), 'from 0 to 255, as uint8, got float64 up to 0.5'),
+        (Image.new('I;16', (4, 5)), 'mode I;16 has no 8 bits: convert it to RGB'),
+    ],
+)
+def test_pixels_that_would_be_misread(model, pixels, message):
+    with pytest.raises(ImageError, match=message):
+        inference(model, pixels)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'P'])
+def test_images_of_pillow(model, tmp_path, mode):
+    """They are what their files are, and a list of one stays a list."""
+    Image.open(write_image(tmp_path / 'x.png', 60, 90)).convert(mode).save(tmp_path / 'y.png')
+    with Image.open(tmp_path / 'y.png') as image:
+        alone, (listed,) = inference(model, image), inference(model, [image])
+    assert_same(alone, inference(model, tmp_path / 'y.png'))
+    assert_same(alone, listed)
+
+
+def test_no_images(model):
+    assert inference(model, []) == []
+
+
+def test_a_model_in_training(model, images):
+    """It predicts as if it were not, and each of its modules stays in its mode."""
+    expected = inference(model, images[0])
+    model.train()
+    model.backbone.stages[0].eval()
+    modes = [module.training for module in model.modules()]
+
+    def drop(backbone, inputs, maps):
+        return tuple(nn.functional.dropout(x, 0.9, backbone.training) for x in maps)
+
+    handle = model.backbone.register_forward_hook(drop)
+    try:
+        assert_same(inference(model, images[0]), expected)
+        assert [module.training for module in model.modules()] == modes
+    finally:
+        handle.remove()
+        model.eval()

@@ -10,9 +10,9 @@ from helpers.predictors import write_image
 from mmengine.config import Config
 
 from mmdat.engine.inference.folder import ResultError, ResultFolder
-from mmdat.engine.inference.inputs import find_images
 from mmdat.engine.inference.results import CocoNumbers, Describer, label_numbers
 from mmdat.errors import UserError
+from mmdat.input_files import find_images
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def files(tmp_path, monkeypatch):
         (['b/x.jpg', 'a/x.jpg', 'b'], False, {'b/x.jpg': 'x', 'a/x.jpg': 'x_2'}),
         (['a/notes.txt'], False, {'a/notes.txt': 'notes'}),
         (['a/*'], False, {'a/x.PNG': 'x', 'a/x.jpg': 'x_2'}),
-        (['**/x.jpg'], False, {'a/b/x.jpg': 'x', 'a/x.jpg': 'x_2', 'b/x.jpg': 'x_3'}),
+        (['./a/**/x.j*g'], False, {'./a/b/x.jpg': 'b/x', './a/x.jpg': 'x'}),
+        (['**/x.jpg'], False, {'a/b/x.jpg': 'a/b/x', 'a/x.jpg': 'a/x', 'b/x.jpg': 'b/x'}),
     ],
 )
 def test_files_folders_and_patterns(files, names, recursive, found):
@@ -59,6 +60,8 @@ def test_names_without_images(files):
 def test_results_are_no_input(files):
     images, _ = find_images(['a'], recursive=True, but='a/../a/b')
     assert list(dict(images)) == ['a/x.PNG', 'a/x.jpg']
+    images, _ = find_images(['**/x.*'], but='a/b')
+    assert list(dict(images)) == ['a/x.PNG', 'a/x.jpg', 'b/x.jpg']
 
 
 @pytest.mark.parametrize(

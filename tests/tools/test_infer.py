@@ -267,8 +267,8 @@ def test_before_weights_are_read(folder, run_here, files, arguments, message):
 @pytest.mark.parametrize(
     ('option', 'message'),
     [
-        (['--batch-size', '0'], "argument --batch-size: invalid positive value: '0'"),
-        (['--score-thr', '30'], "argument --score-thr: invalid share value: '30'"),
+        (['--batch-size', '0'], 'argument --batch-size: must be at least 1, got 0'),
+        (['--score-thr', '30'], 'argument --score-thr: must lie between 0 and 1, got 30'),
         (['--batchsize', '3'], "did you mean '--batch-size'?"),
     ],
 )

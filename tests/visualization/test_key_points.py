@@ -50,6 +50,17 @@ def test_points_are_drawn_where_they_lie():
     assert (image == 100).all()
 
 
+def test_many_long_lines_do_not_hide_the_image():
+    """As with DAT++ on large images, whose points move over the whole map."""
+    image = np.zeros((300, 400, 3), np.uint8)
+    references = reference_points(20, 30).repeat(4, 1, 1, 1)
+    offsets = torch.rand(references.shape, generator=torch.manual_seed(0)) * 2 - 1
+    near, far = (draw_key_points(image, references + reach * offsets, (20, 30), 10) for reach in (0.01, 1.0))
+    brightness = [np.median(picture.max(axis=-1)) for picture in (near, far)]
+    assert brightness[0] == 0
+    assert 0 < brightness[1] < 60
+
+
 @pytest.mark.parametrize('coordinates', ['half_pixel', 'corners'])
 def test_points_without_offset_hide_their_references(coordinates):
     image = np.zeros((112, 160, 3), np.uint8)

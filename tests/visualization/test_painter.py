@@ -8,6 +8,7 @@ from helpers.tasks import config
 
 from mmdat.demo.untrained import save_untrained
 from mmdat.errors import UserError
+from mmdat.input_files import find_images
 from mmdat.visualization import KeyPointPainter, paint_files
 from mmdat.visualization.drawing import GAP, MARGIN, TITLE, panel_width
 
@@ -68,18 +69,18 @@ def test_files_that_cannot_be_painted(image, tmp_path):
     (tmp_path / 'taken.png').symlink_to(image)
     out = tmp_path / 'out'
     (out / 'taken.jpg').mkdir(parents=True)
-    names = 'image.png none.png text.png empty.png folder folder/image.png taken.png last.png'.split()
-    results = list(paint_files(paint, [str(tmp_path / name) for name in names], str(out)))
+    names = 'image.png none.png text.png empty.png folder taken.png last.png'.split()
+    images, problems = find_images([str(tmp_path / name) for name in names])
+    results = list(paint_files(paint, images, str(out), problems))
     assert results == [
-        (out / 'image.jpg', ''),
         (None, f'{tmp_path}/none.png does not exist'),
-        (None, f'{tmp_path}/text.png is no image, or broken'),
-        (None, f'{tmp_path}/empty.png is no image, or broken'),
-        (None, f'{tmp_path}/folder is a folder: name the images in it'),
-        (None, f'{tmp_path}/folder/image.png: {out}/image.jpg is the picture of {image} already'),
+        (out / 'image.jpg', ''),
+        (None, f'{tmp_path}/text.png is cut short or no image'),
+        (None, f'{tmp_path}/empty.png is empty'),
+        (out / 'image_2.jpg', ''),
         (None, f'{tmp_path}/taken.png: {out}/taken.jpg cannot be written'),
         (out / 'last.jpg', ''),
     ]
     assert cv2.imread(str(out / 'last.jpg')).shape == cv2.imread(str(out / 'image.jpg')).shape
     with pytest.raises(UserError, match=r'folder .*image\.jpg cannot be made: File exists'):
-        next(paint_files(paint, [image], str(out / 'image.jpg')))
+        next(paint_files(paint, images, str(out / 'image.jpg')))

@@ -198,6 +198,25 @@ def test_classifiers_see_a_part(tmp_path):
         pictures.paint_attention(subject, view, [(20, 20)])
 
 
+def test_letters_of_a_classifier_are_not_enlarged(tmp_path):
+    """They are drawn on the panel; from an image of 50 pixels they would come out coarse."""
+    cv2.imwrite(str(tmp_path / 'small.png'), np.full((50, 50, 3), 200, np.uint8))
+    subject = viewed(config('classifier'), tmp_path)
+    view = subject.look_at(str(tmp_path / 'small.png'))
+    picture = subject.draw_prediction(view, subject.predict(view), view.canvas(640)).astype(int)
+    assert picture.shape == (640, 640, 3)
+    letters = picture[:40, :300, 0]
+    assert letters.min() < 100  # their background is dark
+    assert abs(np.diff(letters, axis=1)).max() > 100  # and their borders are sharp
+
+
+def test_points_of_dcn_that_lie_upon_each_other():
+    """Those of the earlier query are wider, as rings around those of the later."""
+    rings = pictures._ring_diameters((4, 4), [(4, 5), (9, 9)]).reshape(3, 3)
+    assert rings.tolist() == [[9, 13, 13]] * 3
+    assert pictures._ring_diameters((4, 4), [(4, 4), (4, 4)]).tolist() == [17] * 9
+
+
 def test_segmentors_are_painted(segmentor, tmp_path):
     assert set(PicturePainter(segmentor, predictions=True)(marked(tmp_path, 'right')[0])) == set(
         pictures.KINDS

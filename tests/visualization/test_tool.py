@@ -81,7 +81,7 @@ def test_one_line_each(files, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, capsys, *swin)[::2] == (1, 'error: ImageClassifier has no DAT backbone\n')
     for options, message in [
         (['--swin-config', 'x.py'], '--swin-config and --swin-checkpoint belong together'),
-        (['--top-k', 0], '--top-k must be at least 1, got 0'),
+        (['--top-k', 0], 'argument --top-k: must be at least 1, got 0'),
         (['--query', 'a', 'b'], "argument --query: invalid float value: 'a'"),
     ]:
         code, _, err = call(monkeypatch, capsys, *dat, *options)
@@ -90,10 +90,32 @@ def test_one_line_each(files, tmp_path, monkeypatch, capsys):
         assert err.count('\n') == 1
 
 
+def test_folders_and_patterns(files, tmp_path, monkeypatch, capsys):
+    """As with `tools/infer.py`: names below what was named, without the pictures that lie there already."""
+    photos = tmp_path / 'photos'
+    for name in ('a/x.png', 'b/x.png', 'pictures/old.png'):
+        (photos / name).parent.mkdir(parents=True)
+        (photos / name).symlink_to(files / 'image.png')
+    model = [files / 'dat.py', files / 'dat.pth']
+    points = ['--what', 'points', '--out', photos / 'pictures', '--device', 'cpu']
+    for inputs in ([photos, '--recursive'], [photos / '**/*.png', 'none.png']):
+        code, out, err = call(monkeypatch, capsys, *model, *inputs, *points)
+        assert [line for line in out.splitlines() if line.endswith('.png')] == [
+            f'{photos}/pictures/{folder}/x_points.png' for folder in 'ab'
+        ]
+        assert (code, err) == ((1, 'error: none.png does not exist\n') if 'none.png' in inputs else (0, ''))
+    nothing = [files / 'dat.py', 'none.pth', photos / '*.gif', *points]
+    assert call(monkeypatch, capsys, *nothing) == (
+        1,
+        '',
+        f'error: no images to look at: {photos}/*.gif matches no images\n',
+    )
+
+
 def test_python_of_the_docs(files, tmp_path):
     """The block of `docs/visualization.md` that draws one picture."""
     page = (ROOT / 'docs/visualization.md').read_text()
-    code = re.search(r'```python\n(from mmdat.engine.*?)```', page, re.DOTALL)[1]
+    code = re.search(r'```python\n(from mmdat.visualization.*?)```', page, re.DOTALL)[1]
     image = cv2.resize(
         cv2.imread(str(files / 'image.png')), (200, 400)
     )  # with the block's query in its middle

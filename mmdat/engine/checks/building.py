@@ -21,8 +21,9 @@ from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ...quiet import quiet
 from ..errors import PreflightError, failed_line, in_one_line, walk
-from .settings import find_class, quiet
+from .settings import find_class
 
 _SIDE = 64  # of the tiny image in pixels: small enough for plain PyTorch, so that no kernel is compiled
 _PROPOSALS = 8

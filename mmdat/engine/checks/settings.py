@@ -1,14 +1,10 @@
 """Settings of what is not built before the run: loops, hooks, metrics, samplers, visualizer."""
 
 import inspect
-import io
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import (
     DATA_SAMPLERS,
     HOOKS,
@@ -20,21 +16,9 @@ from mmengine.registry import (
     Registry,
 )
 
+from ...quiet import quiet
 from ...spelling import did_you_mean, find_slip
 from ..errors import PreflightError, arguments, in_one_line, unknown_type
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what the libraries log, print and warn of: the run itself says it again."""
-    logger = MMLogger.get_current_instance()
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.disabled = was_disabled
 
 
 def check_settings(cfg: Config, training: bool) -> None:

@@ -13,9 +13,9 @@ from ...apis.drawing import draw_on_pixels
 from ...apis.images import Preparation
 from ...apis.prediction import predict
 from ...errors import UserError
+from ...input_files import Input, find_images
 from ..errors import in_one_line
 from .folder import PICTURES, PREDICTIONS, ResultError, ResultFolder
-from .inputs import Input, find_images
 from .results import Describer
 
 
@@ -57,8 +57,6 @@ def infer_files(
         CheckpointError: If the checkpoint does not fit.
     """
     images, problems = find_images(inputs, recursive, but=out_dir)
-    if not images:
-        raise UserError(f'no images to look at: {"; ".join(problems)}')
     folder = ResultFolder(out_dir)
     with in_one_line('model', cfg.get('model')):
         model = init_model(cfg, checkpoint, device)

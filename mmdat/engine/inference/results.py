@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from ...apis.models import find_test_data
+from ...apis.models import find_data
 from ...demo.shapes_coco import CATEGORY_IDS
 from ...errors import UserError
 
@@ -138,7 +138,7 @@ class CocoNumbers:
     """
 
     def __init__(self, cfg: Config, classes: tuple[str, ...]):
-        content = _read_annotations(find_test_data(cfg))
+        content = _read_annotations(find_data(cfg))
         known = {category['name']: category['id'] for category in content.get('categories') or ()}
         for ids in (known, CATEGORY_IDS):
             if classes and all(name in ids for name in classes):

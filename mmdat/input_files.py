@@ -7,7 +7,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
-from ...image_files import SUFFIXES
+from .errors import UserError
+from .image_files import SUFFIXES
 
 
 class Input(NamedTuple):
@@ -31,10 +32,13 @@ def find_images(
         names: Files; folders, of which all images are taken, by their suffix; and patterns such as
             `'photos/*.jpg'`, where `**` stands for any folders. An image that is named twice counts once.
         recursive: Whether to take the images of sub-folders, too.
-        but: A folder to leave out, where results go.
+        but: A folder that patterns and `recursive` leave out, where results go.
 
     Returns:
         The images, and a line for each name that stands for none.
+
+    Raises:
+        UserError: If no name stands for an image.
     """
     found, problems, seen, taken = [], [], set(), set()
     for name in names:
@@ -46,11 +50,13 @@ def find_images(
                 continue
             seen.add(absolute)
             found.append(Input(path, _name_results(below, taken)))
+    if not found:
+        raise UserError(f'no images to look at: {"; ".join(problems)}')
     return found, problems
 
 
 def _images_of(name: str, recursive: bool, but: str | None) -> Iterator[tuple[str, str]]:
-    """Paths of images, and what follows the folder of which they are, if it is one that was named."""
+    """Paths of images, and what follows the folder that was named, or that precedes the wildcards."""
     if osp.isfile(name):
         yield name, osp.basename(name)
     elif osp.isdir(name):
@@ -63,9 +69,12 @@ def _images_of(name: str, recursive: bool, but: str | None) -> Iterator[tuple[st
                     path = osp.join(folder, file)
                     yield path, osp.relpath(path, name)
     elif has_magic(name):
+        start = name
+        while has_magic(start):
+            start = osp.dirname(start)
         for path in sorted(glob(name, recursive=True)):
-            if _is_image(path) and osp.isfile(path):
-                yield path, osp.basename(path)
+            if _is_image(path) and osp.isfile(path) and not _is_inside(path, but):
+                yield path, osp.relpath(path, start or '.')
 
 
 def _is_image(path: str) -> bool:
@@ -74,6 +83,11 @@ def _is_image(path: str) -> bool:
 
 def _is_same(folder: str, other: str | None) -> bool:
     return other is not None and osp.realpath(folder) == osp.realpath(other)
+
+
+def _is_inside(path: str, folder: str | None) -> bool:
+    own = Path(osp.realpath(osp.dirname(path)))  # the file itself may be a link
+    return folder is not None and own.is_relative_to(osp.realpath(folder))
 
 
 def _why_none(name: str, recursive: bool) -> str:
