@@ -5,7 +5,8 @@ from .errors import CheckpointError
 from .files import read_checkpoint, trust_checkpoints
 from .fitting import ClassWeights, LoadReport, fit, resize_bias_tables
 from .identity import check_identity
-from .loading import adapt_state_dict, check_weights, load_model, load_pretrained
+from .kinds import check_kind
+from .loading import adapt_state_dict, check_weights, find_identity, load_model, load_pretrained
 from .locations import find_checkpoint
 from .official_names import from_official
 
@@ -16,8 +17,10 @@ __all__ = [
     'Weights',
     'adapt_state_dict',
     'check_identity',
+    'check_kind',
     'check_weights',
     'find_checkpoint',
+    'find_identity',
     'fit',
     'from_official',
     'interpret',

@@ -4,7 +4,15 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
-from ..checkpoint import CheckpointError, ClassWeights, check_weights, fit, interpret
+from ..checkpoint import (
+    CheckpointError,
+    ClassWeights,
+    check_kind,
+    check_weights,
+    find_identity,
+    fit,
+    interpret,
+)
 
 
 class StrictCheckpointHook(Hook):
@@ -33,8 +41,8 @@ class StrictCheckpointHook(Hook):
         """Puts the fitted weights into the checkpoint.
 
         Raises:
-            CheckpointError: If generation or arch differ, or if keys are missing, unexpected or of another
-                shape; names them.
+            CheckpointError: If the kind of model, generation or arch differ, or if keys are missing,
+                unexpected or of another shape; names them.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -56,8 +64,10 @@ class StrictCheckpointHook(Hook):
                 f'{weights.source} holds a backbone and not the rest of the model: a training can start from '
                 'it, by load_from or init_cfg, but there is nothing to test'
             )
-        check_weights(weights, model, ' by `--cfg-options load_generation=...`')
         ignore, classes = (self.ignore, self.classes) if starting else ((), None)
+        if not (starting and (is_part or ignore)):
+            check_kind(weights, target, has_dat=find_identity(model) is not None)
+        check_weights(weights, model, ' by `--cfg-options load_generation=...`')
         fitted, report = fit(weights, target, is_part and starting, ignore, classes)
         hint = (
             ' (`--cfg-options load_ignore=PREFIX,...` leaves such weights as initialised)' if starting else ''

@@ -101,6 +101,22 @@ def test_a_classifier_is_not_a_detector(resume, message):
         load(checkpoint, resume=resume, model=detector, training=resume)
 
 
+def test_another_kind_of_model_is_named_instead_of_its_keys():
+    """Unless a training starts from it on purpose, with weights that are left as initialised."""
+    heads = nn.ModuleDict({'retina_cls': nn.Linear(2, 2)}), nn.ModuleDict({'psp_modules': nn.Linear(2, 2)})
+    detector = nn.ModuleDict({'backbone': narrow_dat(), 'bbox_head': heads[0]})
+    segmentor = nn.ModuleDict({'backbone': narrow_dat(), 'decode_head': heads[1]})
+    checkpoint = {'state_dict': segmentor.state_dict(), 'message_hub': {}}
+    for settings in (dict(training=True), dict(training=True, resume=True), dict()):
+        with pytest.raises(CheckpointError, match='holds UperNet, but the model is RetinaNet; it fits'):
+            load(checkpoint, model=detector, **settings)
+    resnet = {
+        'state_dict': {'backbone.conv1.weight': torch.zeros(1), 'bbox_head.retina_cls.bias': torch.zeros(2)}
+    }
+    with pytest.raises(CheckpointError, match='holds no DAT'):
+        load(resnet, model=detector, training=True)
+
+
 def test_another_arch_is_named_instead_of_its_keys():
     arch = dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), offset_groups=(1, 1, 2, 4))
     model = nn.ModuleDict({'backbone': narrow_dat()})

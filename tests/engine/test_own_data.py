@@ -191,6 +191,25 @@ def test_settings_of_the_libraries_come_first(coco):
     assert (cfg.train_cfg.max_epochs, cfg.param_scheduler[-1].end) == (5, 5)
 
 
+def test_false_is_a_setting(maps):
+    """What a data set states stays, also where it is False; the command line comes before."""
+    config = maps / 'config.py'
+    data = 'train_dataloader = dict(dataset=dict(reduce_zero_label=False))'
+    config.write_text(f'_base_ = "{CUSTOM}/{UPERNET}.py"\nreduce_zero_label = True\n{data}\n')
+    cfg = load_config(str(config), {})
+    assert cfg.train_dataloader.dataset.reduce_zero_label is False
+    assert cfg.val_dataloader.dataset.reduce_zero_label is True
+    cfg = load_config(str(config), {'reduce_zero_label': True})
+    assert cfg.train_dataloader.dataset.reduce_zero_label is True
+
+
+def test_names_of_classes_from_windows(maps):
+    """A mark at the start, two letters at the ends of lines, commas, spaces, other alphabets."""
+    text = '\ufeffhimmel, blau\r\nStraße\r\n信号\r\n'
+    (maps / 'classes.txt').write_bytes(text.encode())
+    assert custom(UPERNET, maps).classes == ['himmel, blau', 'Straße', '信号']
+
+
 @pytest.mark.parametrize(('stated', 'names'), [(['cat', 'dog'], ['cat', 'dog']), ('dog', ['dog'])])
 def test_stated_classes(stated, names, coco, capsys):
     cfg = custom(MASK_RCNN, coco, classes=stated)

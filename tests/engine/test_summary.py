@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -41,6 +42,25 @@ def test_a_training(told, folder):
         'steps': '8: 2 epochs of 4',
         'work directory': 'here',
     }
+
+
+def test_one_of_each(told, folder):
+    """And crowds, of which nothing is learned, are no instances."""
+    annotations = folder / 'data/annotations'
+    content = json.loads((annotations / 'instances_train2017.json').read_text())
+    image, *_ = content['images']
+    of_image = [a for a in content['annotations'] if a['image_id'] == image['id']]
+    of_image[0]['iscrowd'] = 1
+    content.update(images=[image], annotations=of_image[:2])
+    (annotations / 'one.json').write_text(json.dumps(content))
+    lines = told(
+        train_dataloader__dataset__ann_file='annotations/one.json',
+        train_dataloader__batch_size=1,
+        train_cfg__max_epochs=1,
+    )
+    assert lines['training data'].startswith('1 image, 80 classes, 1 instance, 1 crowd (')
+    assert lines['batch size'] == '1 image'
+    assert lines['steps'] == '1: 1 epoch of 1'
 
 
 def test_many_processes(told, monkeypatch):

@@ -171,7 +171,9 @@ def test_images_that_are_given_are_compared_with(build, tmp_path, pretend, monke
     assert torch.equal(seen[1], normalise(model, np.stack([pixels[1], pixels[0]])))
 
 
-def test_program(tmp_path):
+# tiles of 8 x 8 divide maps of the first size, and not those of the second, of which others are alike
+@pytest.mark.parametrize(('shape', 'dynamic'), [(SHAPE, False), ((75, 91), True)])
+def test_program(tmp_path, shape, dynamic):
     """It runs without this package: its graph has PyTorch's own operations only."""
     cfg = shallow_config('classifier', 'pp')
     cfg.model.backbone.arch.update(depths=(1, 1, 1, 1))
@@ -180,17 +182,20 @@ def test_program(tmp_path):
     cfg.model.backbone.pop('init_cfg')
     model = init_model(cfg, save_random(cfg, tmp_path / 'x.pth'), 'cpu')
     path = tmp_path / 'x.pt2'
-    report = export_model(model, str(path), shape=SHAPE, backbone_only=True)
+    report = export_model(model, str(path), shape=shape, dynamic=dynamic, backbone_only=True)
+    sizes = {tuple(comparison.shape[2:]) for comparison in report.comparisons}
+    assert len(sizes) == 1 + dynamic
     assert all(comparison.worst[1] < LIMIT for comparison in report.comparisons)
     files = {'mmdat/kind': ''}  # an empty dict would not be filled
     program = torch.export.load(path, extra_files=files)
     described = describe(model, part_of(model, backbone_only=True))
     assert files == {f'mmdat/{key}': text for key, text in described.items()}
     assert not [node for node in program.graph.nodes if 'mmdat' in str(node.target)]
-    images = torch.randn(5, 3, *SHAPE)
-    with torch.no_grad():
-        for ours, theirs in zip(program.module()(images), model.backbone(images), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for size in sizes:
+        images = torch.randn(5, 3, *size)
+        with torch.no_grad():
+            for ours, theirs in zip(program.module()(images), model.backbone(images), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 class Convolution(Part):

@@ -80,7 +80,21 @@ COCO_ERRORS = {
         {},
         r'1 annotations are of categories that the file does not list, .*\(ids 2\)',
     ),
-    'no box': (without('annotations', 4, 'bbox'), {}, r'1 of 6 annotation entries have no bbox \(4\)'),
+    'no box': (
+        without('annotations', 4, 'bbox'),
+        {},
+        r'1 of 6 annotation entries have no bbox \(4\): add it to each',
+    ),
+    'no area': (
+        without('annotations', 4, 'area'),
+        {},
+        r'1 of 6 annotation entries have no area \(4\): in pixels, of the mask or else of the box',
+    ),
+    'crowds only': (
+        edit('annotations', iscrowd=1),
+        {},
+        r'all boxes are of crowds \(iscrowd=1\), .* iscrowd=0',
+    ),
     'box of three': (edit('annotations', 4, bbox=[1, 2, 3]), {}, r'1 boxes are not four .* \(ids 4\)'),
     'box of NaN': (edit('annotations', 4, bbox=[1, 2, float('nan'), 3]), {}, r'not four finite .*\(ids 4\)'),
     'all images too small': (
@@ -176,6 +190,19 @@ def test_what_is_left_out_is_noted(kind, root, capsys):
     (line,) = (line for line in capsys.readouterr().out.splitlines() if 'note:' in line)
     assert line.startswith(f'note: train data {root}/coco.json: ')
     assert re.search(note, line)
+
+
+def test_crowds_only_in_a_test(root, capsys):
+    content = coco()
+    edit('annotations', iscrowd=1)(content)
+    (root / 'coco.json').write_text(json.dumps(content))
+    check('mmdet', root, split='test')
+    assert 'note: test data' in (noted := capsys.readouterr().out)
+    assert 'all boxes are of crowds (iscrowd=1), which are neither learned nor scored' in noted
+    without('annotations', 4, 'iscrowd')(content)
+    (root / 'coco.json').write_text(json.dumps(content))
+    with pytest.raises(PreflightError, match=r'have no iscrowd \(4\): pycocotools needs it, 0 for single'):
+        check('mmdet', root, split='test')
 
 
 @ALL

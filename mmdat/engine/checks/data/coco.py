@@ -13,6 +13,11 @@ from mmengine.config import Config
 
 from .data_set import WHERE_DATA_ARE, DataSet, first_data_set, first_few
 
+_NEEDED = {  # what mmdet or pycocotools needs in each entry, and where to take it from
+    'area': 'in pixels, of the mask or else of the box',
+    'iscrowd': 'pycocotools needs it, 0 for single objects',
+}
+
 
 def read_categories(cfg: Config, split: str) -> list[str]:
     """Names of the categories in the annotation file of COCO data, in the order in which mmdet numbers them.
@@ -85,7 +90,8 @@ def _check_keys(data: DataSet, kind: str, items: list[dict], keys: tuple[str, ..
     for key in keys:
         lacking = [item.get('id', number) for number, item in enumerate(items) if item.get(key) is None]
         if lacking:
-            data.fail(f'{len(lacking)} of {len(items)} {kind} entries have no {key} ({first_few(lacking)})')
+            what = f'{len(lacking)} of {len(items)} {kind} entries have no {key} ({first_few(lacking)})'
+            data.fail(f'{what}: {_NEEDED.get(key, "add it to each")}')
     repeated = [id_ for id_, times in Counter(item['id'] for item in items).items() if times > 1]
     if repeated:
         data.fail(f'{len(repeated)} {kind} ids repeat ({first_few(repeated)}): number them anew')
@@ -159,6 +165,12 @@ def _check_annotations(data: DataSet, images: list, annotations: list, categorie
     kept = inside & (area > 0) & (w >= 1) & (h >= 1)
     wanted = kept & ~np.array([bool(a.get('ignore')) for a in placed], dtype=bool)
     dropped = [placed[i]['id'] for i in np.flatnonzero(~kept)]
+    crowds = np.array([bool(a.get('iscrowd')) for a in placed], dtype=bool)
+    if kept.any() and crowds[kept].all():
+        what = 'all boxes are of crowds (iscrowd=1), which are neither learned nor scored'
+        if data.is_training:
+            data.fail(f'{what}: mark single objects by iscrowd=0')
+        data.note(what)
     if data.is_training and not kept.any():
         data.fail(f'all boxes lie outside their images or have no area (ids {first_few(dropped)})')
     if dropped:
@@ -191,6 +203,10 @@ def _check_filter(data: DataSet, images: list, annotations: list, categories: li
     used = {category['id'] for category in categories if category['name'] in data.classes}
     annotated = {a['image_id'] for a in annotations if a['category_id'] in used}
     kept = [image for image in large if image['id'] in annotated or not settings.get('filter_empty_gt')]
+    without = used - {a['category_id'] for a in annotations}
+    if without and 'data_format' in data.cfg:  # of whose classes nobody has decided
+        names = [category['name'] for category in categories if category['id'] in without]
+        data.note(f'{len(without)} of {len(used)} classes have no annotations ({first_few(names)})')
     if not kept:
         why = f'smaller than {least} pixels' if not large else 'without annotations of the classes'
         data.fail(f'no image is left to train on, all are {why}: see filter_cfg of the data set')

@@ -27,7 +27,7 @@ def read_class_names(cfg: Config, split: str) -> list[str]:
     """
     path = first_data_set(cfg, split).path('classes.txt')
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:  # editors of Windows put a mark before
             names = [line.strip() for line in file if line.strip()]
     except (OSError, ValueError) as error:
         raise PreflightError(
