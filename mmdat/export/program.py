@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -43,7 +44,11 @@ def load_program(path: str) -> Run:
             with torch.no_grad():
                 return list(module(images))
         except AssertionError as error:  # its guards
-            raise UserError(f'the program does not take images {tuple(images.shape)}: {error}') from error
+            guard = shorten(str(error), 120, placeholder=' ...')
+            raise UserError(
+                f'the program does not take images {tuple(images.shape)}: {guard}; which it takes follows '
+                'from the --shape of its export (docs/export.md)'
+            ) from error
 
     return run
 
