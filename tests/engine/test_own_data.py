@@ -145,6 +145,14 @@ def test_coco_format(name, coco):
     preflight(cfg, training=True)
 
 
+def test_both_detectors_have_the_same_settings():
+    """They stand in each config, where a reader looks for them."""
+    one, other = (Config.fromfile(CUSTOM / f'{name}.py') for name in (MASK_RCNN, RETINANET))
+    shared = [name for name in settings_of(one) if name in one]
+    assert len(shared) == 8
+    assert {name: one[name] for name in shared} == {name: other[name] for name in shared}
+
+
 def test_label_maps(maps):
     cfg = custom(UPERNET, maps)
     names = ['sky', 'road', 'traffic light']

@@ -57,7 +57,9 @@ DOORS = {
         ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint={}'],
     ),
     'converter': (['convert_checkpoint.py', '{}', 'clean.pth', '--config', 'config.py'], []),
-    'pictures': (['visualize_key_points.py', 'config.py', '{}', 'image.png'], []),
+    'key points': (['visualize_key_points.py', 'config.py', '{}', 'data/a/0.png'], []),
+    'pictures': (['visualize.py', 'config.py', '{}', 'data/a/0.png'], []),
+    'export': (['export.py', 'config.py', '{}', '--out', 'x.pt2'], []),
     'inference': (['infer.py', 'config.py', '{}', 'data/a', '--out', 'out'], []),
 }
 
@@ -268,7 +270,9 @@ def test_a_file_that_does_not_tell_its_generation(folder, enter, door):
         'converter': '--generation',
         'init_cfg': 'generation=...)',
         'resume': 'no state',
+        'key points': 'load_generation',
         'pictures': 'load_generation',
+        'export': 'load_generation',
         'inference': 'load_generation',
     }
     assert how.get(door, '--cfg-options load_generation=') in output
