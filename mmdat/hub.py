@@ -1,12 +1,15 @@
 """mmdat's configs by name, `mmdat::mask_rcnn/dat_t_3x_coco.py`, for MMEngine's configs and hub."""
 
+import os
 import os.path as osp
+import re
 from functools import cache, wraps
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .errors import UserError
+from .spelling import did_you_mean
 
 
 def register_package() -> None:
@@ -36,9 +39,16 @@ def find_config(name: str) -> str:
         try:
             path = Config._get_cfg_path(name, '')[0]
         except (AssertionError, ImportError, OSError, ValueError) as error:
-            raise UserError(f'config {name} cannot be found: {str(error) or type(error).__name__}') from error
+            missing = re.fullmatch(r'file "(.*)" does not exist', str(error))
+            if not missing:
+                reason = str(error) or type(error).__name__
+                raise UserError(f'config {name} cannot be found: {reason}') from error
+            path = missing[1]
     if not osp.isfile(path):
-        raise UserError(f'config {name} does not exist')
+        folder, file = osp.split(path)
+        names = os.listdir(folder or '.') if osp.isdir(folder or '.') else []
+        hint = did_you_mean(file, [other for other in names if other.endswith('.py')])
+        raise UserError(f'config {name} does not exist{hint}')
     return path
 
 

@@ -80,6 +80,13 @@ def test_configs_by_path(tmp_path):
     assert model.cfg.model.head.num_classes == 5
     with pytest.raises(UserError, match=r'config mmdat::imagenet/dat_x\.py'):
         init_model('mmdat::imagenet/dat_x.py', checkpoint, 'cpu')
+    for name in ('mmdat::mask_rcnn/dat_t_1x_coc.py', str(ROOT / 'configs/mask_rcnn/dat_t_1x_coco')):
+        with pytest.raises(
+            UserError, match=rf"config {name} does not exist, did you mean 'dat_t_1x_coco\.py'"
+        ):
+            init_model(name, 'x.pth', 'cpu')
+    with pytest.raises(UserError, match='config mmnone::x.py cannot be found: '):
+        init_model('mmnone::x.py', 'x.pth', 'cpu')
     with pytest.raises(UserError, match=r'config nowhere\.py does not exist'):
         init_model('nowhere.py', checkpoint, 'cpu')
 
