@@ -67,7 +67,14 @@ class Keys:
     stride: int
     placement: Placement
 
-    def panel(self, canvas: Canvas, title: str, largest: float, query: Query | None = None) -> Panel:
+    def panel(
+        self,
+        canvas: Canvas,
+        title: str,
+        largest: float,
+        query: Query | None = None,
+        colour: str = QUERY_COLOURS[0],
+    ) -> Panel:
         """Draws them, with diameters in proportion to their scores, `largest` being that of the full size."""
         placement = canvas.place(self.placement)
         points = placement.from_map(self.positions, self.stride)
@@ -80,7 +87,7 @@ class Keys:
         def draw(axes: Axes) -> None:
             draw_dots(axes, points[on_image], diameters[on_image])  # small ones upon large ones
             if query is not None:
-                draw_star(axes, canvas.point(*query))
+                draw_star(axes, canvas.point(*query), colour)
 
         return Panel(title, dim(canvas.image), draw)
 
@@ -285,18 +292,35 @@ def _attended_in_window(
 def _attention_rows(
     name: str, stage: int, view: View, queries: Sequence[Query], found: Sequence[Sequence[Keys]]
 ) -> list[Row]:
-    """A panel for each query, or, where there are several heads, rows of them for each query."""
+    """A panel for each query, or, where there are several heads, rows of panels for each."""
     largest = max(keys.scores.max().item() for of_query in found for keys in of_query)
     num_heads = len(found[0])
-    columns = min(num_heads, _MOST_COLUMNS) if num_heads > 1 else min(len(queries), _COLUMNS)
+    columns = _columns_of_heads(num_heads) if num_heads > 1 else min(len(queries), _COLUMNS)
     canvas = view.canvas(panel_width(columns))
+    legend = [star_mark('query'), *_score_legend('attention', largest, canvas.image.shape[1])]
     panels = []
-    for query, of_query in zip(queries, found):
+    for query, of_query, colour in zip(queries, found, _colours(queries)):
+        panels.append([])
         for head, keys in enumerate(of_query):
             title = f'{name} head {head}' if num_heads > 1 else f'{name}, stage {stage}: {keys.title}'
-            panels.append(keys.panel(canvas, title, largest, query))
-    legend = [star_mark('query'), *_score_legend('attention', largest, canvas.image.shape[1])]
-    return _in_rows(panels, columns, legend)
+            panels[-1].append(keys.panel(canvas, title, largest, query, colour))
+    if num_heads == 1:
+        panels = [[panel for (panel,) in panels]]
+    return [
+        row
+        for i, block in enumerate(panels)
+        for row in _in_rows(block, columns, legend if i == len(panels) - 1 else ())
+    ]
+
+
+def _columns_of_heads(number: int) -> int:
+    """As many as make whole rows, if these are not too short."""
+    whole = (n for n in range(_MOST_COLUMNS, _COLUMNS - 1, -1) if number % n == 0)
+    return next(whole, min(number, _MOST_COLUMNS))
+
+
+def _colours(queries: Sequence[Query]) -> list[str]:
+    return [QUERY_COLOURS[i % len(QUERY_COLOURS)] for i in range(len(queries))]
 
 
 def _visible_row(
@@ -318,7 +342,7 @@ def _visible_row(
     canvas = view.canvas(panel_width(_COLUMNS))
     placement = canvas.place(view.placement)
     limits = np.array(canvas.image.shape[1::-1]) - 0.5
-    colours = [QUERY_COLOURS[i % len(QUERY_COLOURS)] for i in range(len(queries))]
+    colours = _colours(queries)
     locations = layer.locations()[0]
     groups = len(locations)
     locations = locations[: _legible_groups(groups, locations[0, ..., 0].numel(), canvas)]

@@ -17,6 +17,8 @@ from ..apis.images import Preparation
 from .inspection import inspecting
 from .placement import Placement, find_placement
 
+_LARGEST_HEIGHT, _LEAST_WIDTH = 960, 200  # of a canvas, in pixels; titles stand above it
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -71,9 +73,11 @@ class View:
         return self.placement.shown(self.inputs.shape[2:])
 
     def canvas(self, width: int) -> Canvas:
-        """What the network sees of the image, as wide as asked for."""
+        """What the network sees of the image, as wide as asked for; narrower where it would be very high."""
         part = self.image[self.shown]
-        height = max(round(part.shape[0] * width / part.shape[1]), 1)
+        aspect = part.shape[0] / part.shape[1]
+        width = round(min(width, max(_LARGEST_HEIGHT / aspect, _LEAST_WIDTH)))
+        height = max(round(aspect * width), 1)
         return Canvas(resize(part, width, height), *self.shown)
 
 

@@ -1,5 +1,7 @@
 """How models are built, and what is known of their classes."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -81,11 +83,10 @@ def test_configs_by_path(tmp_path):
     with pytest.raises(UserError, match=r'config mmdat::imagenet/dat_x\.py'):
         init_model('mmdat::imagenet/dat_x.py', checkpoint, 'cpu')
     for name in ('mmdat::mask_rcnn/dat_t_1x_coc.py', str(ROOT / 'configs/mask_rcnn/dat_t_1x_coco')):
-        with pytest.raises(
-            UserError, match=rf"config {name} does not exist, did you mean 'dat_t_1x_coco\.py'"
-        ):
+        message = f"config {name} does not exist, did you mean 'dat_t_1x_coco.py'?"
+        with pytest.raises(UserError, match=re.escape(message)):
             init_model(name, 'x.pth', 'cpu')
-    with pytest.raises(UserError, match='config mmnone::x.py cannot be found: '):
+    with pytest.raises(UserError, match='config mmnone::x'):
         init_model('mmnone::x.py', 'x.pth', 'cpu')
     with pytest.raises(UserError, match=r'config nowhere\.py does not exist'):
         init_model('nowhere.py', checkpoint, 'cpu')

@@ -198,6 +198,46 @@ def test_classifiers_see_a_part(tmp_path):
         pictures.paint_attention(subject, view, [(20, 20)])
 
 
+def test_rows_of_heads():
+    """Whole rows, and each query begins a new one, in its colour."""
+    assert [pictures._columns_of_heads(n) for n in (1, 2, 3, 4, 8, 12, 14, 16, 24)] == [
+        1,
+        2,
+        3,
+        4,
+        4,
+        6,
+        6,
+        4,
+        6,
+    ]
+
+
+def test_heads_of_several_queries(detector, tmp_path, monkeypatch):
+    path, _ = marked(tmp_path, 'right')
+    seen = []
+    monkeypatch.setattr(pictures, 'render', lambda rows: seen.extend(rows) or rows)
+    monkeypatch.setattr(
+        pictures.Keys, 'panel', lambda self, canvas, title, largest, query, colour: (query, colour)
+    )
+    queries = [(10, 20), (100, 90)]
+    pictures.paint_attention(detector, detector.look_at(path), queries, by_head=True)
+    *heads, _ = seen  # the last has what the queries see at all
+    assert [[query for query, _ in row.panels] for row in heads] == [
+        [q] * 4 for q in queries for _ in range(2)
+    ]
+    assert len({colour for row in heads for _, colour in row.panels}) == 2
+    assert [bool(row.legend) for row in heads] == [False, False, False, True]
+
+
+def test_high_images(tmp_path):
+    """A picture of a page, not of ten."""
+    cv2.imwrite(str(tmp_path / 'high.png'), np.full((900, 100, 3), 200, np.uint8))
+    view = viewed(config('detector'), tmp_path).look_at(str(tmp_path / 'high.png'))
+    assert view.canvas(640).image.shape == (1800, 200, 3)
+    assert view.canvas(100).image.shape == (900, 100, 3)
+
+
 def test_letters_of_a_classifier_are_not_enlarged(tmp_path):
     """They are drawn on the panel; from an image of 50 pixels they would come out coarse."""
     cv2.imwrite(str(tmp_path / 'small.png'), np.full((50, 50, 3), 200, np.uint8))

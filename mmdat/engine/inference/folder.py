@@ -35,7 +35,7 @@ class ResultFolder:
     def write_json(self, name: str, content: list[dict]) -> None:
         """Writes a list, one entry a line."""
         lines = ',\n'.join(map(json.dumps, content))
-        self._write(f'{name}.json', f'[\n{lines}\n]\n'.encode())
+        self._write(f'{name}.json', (f'[\n{lines}\n]\n' if content else '[]\n').encode())
 
     def write_picture(self, name: str, picture: np.ndarray) -> None:
         """Writes a picture in BGR, or a label map; `name` ends in the suffix of its format."""
