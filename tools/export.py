@@ -1,6 +1,6 @@
 from mmdat.apis import init_model
 from mmdat.benchmarks.exported import benchmark_exported
-from mmdat.engine import Overrides, Parser, add_trust_argument, load_config, run_tool
+from mmdat.engine import Overrides, Parser, add_trust_argument, load_trained_config, run_tool
 from mmdat.export import check_target, export_model
 
 
@@ -26,7 +26,7 @@ def main():
     args = parser.parse_args()
 
     check_target(args.out)
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_trained_config(args.config, args.checkpoint, args.cfg_options)
     model = init_model(cfg, args.checkpoint, 'cpu')
     shape = tuple(args.shape) if args.shape else None
     print(

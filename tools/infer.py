@@ -4,9 +4,8 @@ from mmdat.engine import (
     Overrides,
     Parser,
     add_trust_argument,
-    follow_data,
     infer_files,
-    load_config,
+    load_trained_config,
     positive,
     run_tool,
     share,
@@ -37,9 +36,7 @@ def main():
     parser.add_argument('--cfg-options', nargs='+', action=Overrides, help='settings to override')
     args = parser.parse_args()
 
-    cfg = load_config(args.config, args.cfg_options)
-    cfg.load_from = args.checkpoint
-    follow_data(cfg, training=False)
+    cfg = load_trained_config(args.config, args.checkpoint, args.cfg_options)
     done, failed = infer_files(
         cfg,
         args.checkpoint,

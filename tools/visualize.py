@@ -2,8 +2,8 @@ from mmdat.engine import (
     Overrides,
     Parser,
     add_trust_argument,
-    follow_data,
     load_config,
+    load_trained_config,
     positive,
     report_files,
     run_tool,
@@ -51,9 +51,7 @@ def main():
         parser.error('--swin-config and --swin-checkpoint belong together')
 
     images, problems = find_images(args.images, args.recursive, but=args.out)
-    cfg = load_config(args.config, args.cfg_options)
-    cfg.load_from = args.checkpoint
-    follow_data(cfg, training=False)
+    cfg = load_trained_config(args.config, args.checkpoint, args.cfg_options)
     subject = ViewedModel.load(cfg, args.checkpoint, args.device)
     swin = None
     if args.swin_config:

@@ -2,8 +2,7 @@ from mmdat.engine import (
     Overrides,
     Parser,
     add_trust_argument,
-    follow_data,
-    load_config,
+    load_trained_config,
     report_files,
     run_tool,
 )
@@ -25,9 +24,7 @@ def main():
     args = parser.parse_args()
 
     images, problems = find_images(args.images, args.recursive, but=args.out_dir)
-    cfg = load_config(args.config, args.cfg_options)
-    cfg.load_from = args.checkpoint
-    follow_data(cfg, training=False)
+    cfg = load_trained_config(args.config, args.checkpoint, args.cfg_options)
     paint = KeyPointPainter(cfg, args.checkpoint, args.device, args.predictions)
     report_files(paint_files(paint, images, args.out_dir, problems))
 

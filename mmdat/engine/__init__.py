@@ -11,7 +11,7 @@ from .cli import (
     share,
 )
 from .compilation import CompileBlocksHook
-from .config import load_config
+from .config import load_config, load_trained_config
 from .conversion import convert_checkpoint
 from .determinism import make_deterministic
 from .distributed.batch_norm import CPUSyncBN
@@ -50,6 +50,7 @@ __all__ = [
     'in_one_line',
     'infer_files',
     'load_config',
+    'load_trained_config',
     'make_deterministic',
     'positive',
     'preflight',

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from ..hub import find_config
 from .checks.names import check_options, check_top_level
 from .errors import in_one_line
-from .own_data import place_data, settings_of
+from .own_data import follow_data, place_data, settings_of
 
 
 def load_config(
@@ -45,6 +45,14 @@ def load_config(
     place_data(cfg, options)
     cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', name_run(path))
     cfg.launcher = launcher
+    return cfg
+
+
+def load_trained_config(path: str, checkpoint: str, cfg_options: dict | None = None) -> Config:
+    """The config of a trained model: `load_config`, with the classes of the checkpoint, see `follow_data`."""
+    cfg = load_config(path, cfg_options)
+    cfg.load_from = checkpoint
+    follow_data(cfg, training=False)
     return cfg
 
 

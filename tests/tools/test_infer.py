@@ -190,6 +190,9 @@ def test_configs_that_follow_the_data_take_the_classes_of_the_checkpoint(folder,
     write_image(folder / 'a.jpg')
     code, output = run_here('infer.py', 'config.py', checkpoint, 'a.jpg', '--out', 'out', '--device', 'cpu')
     assert code == 0, output
+    wrong_shape = ('--out', 'x.pt2', '--shape', '8', '8')  # told when the model stands
+    code, output = run_here('export.py', 'config.py', checkpoint, *wrong_shape)
+    assert (code, 'images must be at least 32 pixels' in output) == (1, True), output
     (entry,) = json.loads((folder / 'out/predictions.json').read_text())
     assert {guess['name'] for guess in entry['predictions']} == {'ash', 'beech', 'oak'}
 
