@@ -1,7 +1,7 @@
 import pytest
 from conftest import ROOT
 
-from mmdat.engine import load_config
+from mmdat.engine import Overrides, Parser, load_config
 from mmdat.engine.config import name_run
 from mmdat.errors import UserError
 
@@ -96,3 +96,22 @@ def test_names_of_other_packages_are_looked_up_once(monkeypatch):
     first = load_config(path)
     monkeypatch.setattr('mmengine.config.utils.load', None)
     assert load_config(path).to_dict() == first.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('my data/images', 'my data/images'),
+        ('traffic light,person', ['traffic light', 'person']),
+        ('[traffic light, stop sign]', ['traffic light', 'stop sign']),
+        ("('a b', 'c d')", ('a b', 'c d')),
+        ('[1, 2, (3, 4.5)]', [1, 2, (3, 4.5)]),
+        (' 3 ', 3),
+        ('None', None),
+    ],
+)
+def test_spaces_inside_of_values(text, value):
+    """MMEngine would take them out of names and paths."""
+    parser = Parser()
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides)
+    assert parser.parse_args(['--cfg-options', f'key={text}']).cfg_options == {'key': value}
