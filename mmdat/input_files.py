@@ -32,7 +32,8 @@ def find_images(
         names: Files; folders, of which all images are taken, by their suffix; and patterns such as
             `'photos/*.jpg'`, where `**` stands for any folders. An image that is named twice counts once.
         recursive: Whether to take the images of sub-folders, too.
-        but: A folder that patterns and `recursive` leave out, where results go.
+        but: A folder that patterns and `recursive` leave out where it lies deeper than they begin: that of
+            results.
 
     Returns:
         The images, and a line for each name that stands for none.
@@ -72,9 +73,12 @@ def _images_of(name: str, recursive: bool, but: str | None) -> Iterator[tuple[st
         start = name
         while has_magic(start):
             start = osp.dirname(start)
+        start = start or '.'
+        but = None if _is_inside(start, but) else but
         for path in sorted(glob(name, recursive=True)):
-            if _is_image(path) and osp.isfile(path) and not _is_inside(path, but):
-                yield path, osp.relpath(path, start or '.')
+            # what a link in a folder leads to may lie elsewhere
+            if _is_image(path) and osp.isfile(path) and not _is_inside(osp.dirname(path), but):
+                yield path, osp.relpath(path, start)
 
 
 def _is_image(path: str) -> bool:
@@ -85,9 +89,8 @@ def _is_same(folder: str, other: str | None) -> bool:
     return other is not None and osp.realpath(folder) == osp.realpath(other)
 
 
-def _is_inside(path: str, folder: str | None) -> bool:
-    own = Path(osp.realpath(osp.dirname(path)))  # the file itself may be a link
-    return folder is not None and own.is_relative_to(osp.realpath(folder))
+def _is_inside(folder: str, other: str | None) -> bool:
+    return other is not None and Path(osp.realpath(folder)).is_relative_to(osp.realpath(other))
 
 
 def _why_none(name: str, recursive: bool) -> str:

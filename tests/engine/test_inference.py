@@ -62,6 +62,8 @@ def test_results_are_no_input(files):
     assert list(dict(images)) == ['a/x.PNG', 'a/x.jpg']
     images, _ = find_images(['**/x.*'], but='a/b')
     assert list(dict(images)) == ['a/x.PNG', 'a/x.jpg', 'b/x.jpg']
+    images, _ = find_images(['a/x.*'], but='a')  # results beside the images
+    assert list(dict(images)) == ['a/x.PNG', 'a/x.jpg']
 
 
 @pytest.mark.parametrize(
