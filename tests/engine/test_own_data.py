@@ -145,6 +145,19 @@ def test_coco_format(name, coco):
     preflight(cfg, training=True)
 
 
+def test_a_class_without_annotations(coco, capsys):
+    """Such as the category 0 that stands for all others, which some tools export."""
+    preflight(custom(RETINANET, coco), training=True)
+    assert 'have no annotations (' not in capsys.readouterr().out
+    for split in ('train', 'val'):
+        path = coco / f'annotations/{split}.json'
+        content = json.loads(path.read_text())
+        content['categories'].append(dict(id=0, name='all'))
+        path.write_text(json.dumps(content))
+    preflight(custom(RETINANET, coco), training=True)
+    assert '1 of 4 classes have no annotations (all)' in capsys.readouterr().out
+
+
 def test_both_detectors_have_the_same_settings():
     """They stand in each config, where a reader looks for them."""
     one, other = (Config.fromfile(CUSTOM / f'{name}.py') for name in (MASK_RCNN, RETINANET))
