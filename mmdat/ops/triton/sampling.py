@@ -265,13 +265,14 @@ def backward(
         )
     )
     _, height, width, _ = features.shape
-    tiles = triton.cdiv(height, _ROWS) * triton.cdiv(width, _COLUMNS)
+    rows = _ROWS // 2 if grad_out.dtype == torch.float32 else _ROWS  # without tensor cores, in registers
+    tiles = triton.cdiv(height, rows) * triton.cdiv(width, _COLUMNS)
     execute(
         Launch(
             features_kernel,
             (shared.groups * tiles, shared.chunks),
             (grad_out, locations, grad_features, *shared.sizes),
-            dict(**shared.constants, ROWS=_ROWS, COLUMNS=_COLUMNS, POINTS=_POINTS, BLOCKS=_BLOCKS),
+            dict(**shared.constants, ROWS=rows, COLUMNS=_COLUMNS, POINTS=_POINTS, BLOCKS=_BLOCKS),
         )
     )
 

@@ -52,6 +52,11 @@ class Case(NamedTuple):
         return max(16, 1 << (self.head_dims - 1).bit_length())
 
     @property
+    def is_small_card(self) -> bool:
+        """Whether programs have 99 KiB of shared memory: workstations' cards, sm_86, sm_89 and sm_120."""
+        return self.capability[0] == 12 or (self.capability[0] == 8 and self.capability[1] > 0)
+
+    @property
     def unit(self) -> int:
         """Numbers that strides are counted in: a kernel loads as wide as it knows rows to be aligned."""
         return min(16, self.head_dims & -self.head_dims)
@@ -80,11 +85,11 @@ def use_default(kernel: str, case: Case, trial: Trial) -> Tile:
 
 def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
     """The defaults are those that `docs/gpu_kernels.md` shows: the fewest instructions without spills."""
-    head, major = case.padded_head, case.capability[0]
+    head, major, small_card = case.padded_head, case.capability[0], case.is_small_card
     small = max(case.table_size) <= SMALL_TABLE
     if kernel == 'forward':
         if head > 64:
-            return Tile(8, 16, 32, 8, 1), Tile(8, 8, 32, 4, 1)
+            return Tile(8, 16, 32, 4 if major == 10 else 8, 1), Tile(8, 8, 32, 4, 1)
         if small:
             return Tile(8, 8, 64, 4, 1 if major == 10 else 2), Tile(8, 8, 32, 4, 1)
         if major == 10:  # products there keep their sums in a memory of their own, not in registers
@@ -94,21 +99,21 @@ def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
         return Tile(8, 16, 32, 4, 2), Tile(8, 8, 64, 4, 2), Tile(8, 8, 32, 4, 2)
     if kernel == 'keys':
         if major == 10:
-            return Tile(4, 8, 128, 4, 1), Tile(4, 8, 64, 4, 1)
+            if case.heads == 2:
+                return Tile(4, 8, 128, 4, 1), Tile(4, 8, 64, 4, 1)
+            return (Tile(4, 8, 64, 4, 1), Tile(2, 8, 128, 4, 1))[:: 1 if head <= 32 else -1]
         if head > 64:
             return (Tile(2, 8, 64, 4, 1), Tile(4, 8, 32, 4, 1))[:: 1 if major == 9 else -1]
         if head > 32:
-            return Tile(4, 8, 64, 4, 1), Tile(2, 8, 64, 4, 1)
+            return (Tile(4, 8, 64, 4, 1), Tile(2, 8, 64, 4, 1))[:: -1 if small_card else 1]
         return Tile(4, 8, 64, 4, 2), Tile(2, 8, 64, 4, 2)
     if kernel == 'queries':
         if head > 64:
-            return Tile(8, 16, 32, 8, 1), Tile(8, 8, 32, 4, 1)
+            return Tile(8, 16, 16 if small_card else 32, 8, 1), Tile(8, 8, 32, 4, 1)
         if small:
             return Tile(8, 8, 32, 4, 1 if major == 10 else 2), Tile(8, 8, 16, 4, 1)
         if head > 32:
-            return (Tile(8, 16, 16, 4, 2), Tile(8, 16, 32, 8, 2))[
-                :: 1 if major == 8 and case.capability[1] == 0 else -1
-            ]
+            return (Tile(8, 16, 16, 4, 2), Tile(8, 16, 32, 8, 2))[:: 1 if case.capability == (8, 0) else -1]
         if major == 10:
             return Tile(8, 16, 32, 4, 1), Tile(8, 16, 16, 4, 2), Tile(8, 8, 32, 4, 2)
         if major == 9:
@@ -117,12 +122,12 @@ def _half(kernel: str, case: Case) -> tuple[Tile, ...]:
     if small:
         return Tile(8, 16, 16, 4, 1), Tile(8, 16, 32, 4, 1)
     if head > 64:
-        return Tile(8, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
+        return (Tile(8, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1))[:: -1 if small_card else 1]
     return Tile(16, 16, 16, 8, 1), Tile(8, 16, 16, 4, 1)
 
 
 def _float32(kernel: str, case: Case) -> tuple[Tile, ...]:
-    head = case.padded_head
+    head, major = case.padded_head, case.capability[0]
     if kernel == 'forward':
         if head > 64:
             return Tile(8, 8, 16, 4, 1), Tile(8, 16, 16, 8, 1)
@@ -130,8 +135,12 @@ def _float32(kernel: str, case: Case) -> tuple[Tile, ...]:
     if kernel == 'keys':
         if head > 64:
             return Tile(4, 8, 32, 8, 1), Tile(2, 8, 32, 4, 1)
-        return Tile(4 if head <= 32 else 2, 8, 64, 4, 1), Tile(4, 8, 32, 4, 1)
+        return Tile(4 if head <= 32 and major < 12 else 2, 8, 64, 4, 1), Tile(4, 8, 32, 4, 1)
     if kernel == 'queries':
-        return Tile(8 if head <= 32 else 4, 16, 16, 4, 1), Tile(8, 8, 16, 4, 1)
+        if head > 64 and (major == 10 or case.is_small_card):
+            return Tile(4, 8, 16, 2, 1), Tile(4, 16, 16, 4, 1)
+        if head > 32:
+            return Tile(4, 16, 16, 4, 2 if major == 12 else 1), Tile(8, 8, 16, 4, 1)
+        return Tile(8, 16, 16, 4, 1), Tile(8, 8, 16, 4, 1)
     tiles = Tile(8, 16, 16, 4, 1), Tile(8, 16, 16, 8, 1)
     return tiles[::-1] if case.precision == 'tf32' and head > 64 else tiles

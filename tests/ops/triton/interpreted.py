@@ -36,6 +36,7 @@ assert os.environ['TRITON_INTERPRET'] == '1'
 
 NAMES = 'q', 'k', 'v', 'bias_table', 'sampling_locations'
 CAPABILITY = (9, 0)
+CARDS = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
 
 for operator in OPERATORS['triton']:
     operator.register_kernel('cpu')(operator._init_fn)
@@ -176,10 +177,10 @@ def test_positions_on_knots(coordinates):
 def all_tiles() -> list[dict]:
     """Tiles of the four kernels, by their names, until each tile of each was there."""
     found = {kernel: {} for kernel in KERNELS}
-    for dtype, head_dims, size, capability in itertools.product(
-        (torch.float16, torch.float32), (32, 64, 128), (13, 27, 111), ((8, 0), (9, 0))
+    for dtype, head_dims, size, heads, capability in itertools.product(
+        (torch.float16, torch.float32), (32, 64, 128), (13, 27, 111), (1, 2), CARDS
     ):
-        case = Case(capability, dtype, head_dims, (size, size), 1, 'ieee')
+        case = Case(capability, dtype, head_dims, (size, size), heads, 'ieee')
         for kernel, tiles in found.items():
             for tile in candidates(kernel, case):
                 # warps and stages mean nothing to the interpreter, chunks nothing to the other kernels
